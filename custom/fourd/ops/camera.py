@@ -1,0 +1,166 @@
+"""Cameras: poses, intrinsics, rays, projections and the paths that evaluation walks along.
+
+Legend: ``c2w`` [*batch 4 4] camera to world, camera x right, y up, looking down -z, world z up;
+``intrinsics`` [*batch 3 3] in pixels, pixel (column, row) with row 0 at the top of the image and
+the centre of the first pixel at (0.5, 0.5); ``depth`` is the Euclidean distance along the ray.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from threestudio.utils.camera import camera_from_orbit, look_at, orbit_position
+
+__all__ = [
+    "camera_from_orbit",
+    "camera_rays",
+    "intrinsics_from_fovy",
+    "invert_pose",
+    "look_at",
+    "multiview_azimuths",
+    "orbit_position",
+    "points_from_depth",
+    "project_points",
+    "relative_distance",
+    "turntable",
+    "turntable_azimuths",
+]
+
+
+def intrinsics_from_fovy(
+    fovy_rad: float | Float[Tensor, "*batch"], height: int, width: int
+) -> Float[Tensor, "*batch 3 3"]:
+    """Return the pinhole matrix [[f, 0, W/2], [0, f, H/2], [0, 0, 1]] with f = H / (2 tan(fovy/2)).
+
+    Args:
+        fovy_rad: vertical field of view in radians, in (0, pi).
+        height: image height in pixels.
+        width: image width in pixels; pixels are square.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"The image is {height} x {width} pixels; expected at least 1 x 1 (height x width)."
+        )
+    fovy_rad = torch.as_tensor(fovy_rad)
+    if not fovy_rad.is_floating_point():
+        fovy_rad = fovy_rad.to(torch.get_default_dtype())
+    focal_px = 0.5 * height / torch.tan(0.5 * fovy_rad)
+    zeros, ones = torch.zeros_like(focal_px), torch.ones_like(focal_px)
+    entries = [
+        [focal_px, zeros, 0.5 * width * ones],
+        [zeros, focal_px, 0.5 * height * ones],
+        [zeros, zeros, ones],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in entries], dim=-2)
+
+
+def invert_pose(pose: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """Return the inverse of a rigid pose, (R, p) -> (R^T, -R^T p), without a linear solve."""
+    rotation, translation = pose[..., :3, :3], pose[..., :3, 3:]
+    transposed = rotation.transpose(-1, -2)
+    upper = torch.cat([transposed, -transposed @ translation], dim=-1)
+    return torch.cat([upper, pose[..., 3:, :]], dim=-2)
+
+
+def camera_rays(
+    c2w: Float[Tensor, "*batch 4 4"],
+    intrinsics: Float[Tensor, "*batch 3 3"],
+    height: int,
+    width: int,
+) -> tuple[Float[Tensor, "*batch h w 3"], Float[Tensor, "*batch h w 3"]]:
+    """Return the rays through all pixel centres, in the world.
+
+    Args:
+        c2w: camera poses.
+        intrinsics: pinhole matrices in pixels of this ``height`` and ``width``.
+        height: image height in pixels; row 0 is the top.
+        width: image width in pixels.
+
+    Returns:
+        rays_o: origins, equal over each image.
+        rays_d: directions of unit length.
+    """
+    columns = torch.arange(width, dtype=c2w.dtype, device=c2w.device) + 0.5
+    rows = torch.arange(height, dtype=c2w.dtype, device=c2w.device) + 0.5
+    focal_x, focal_y = intrinsics[..., 0, 0, None, None], intrinsics[..., 1, 1, None, None]
+    center_x, center_y = intrinsics[..., 0, 2, None, None], intrinsics[..., 1, 2, None, None]
+    x = (columns[None, :] - center_x) / focal_x
+    y = -(rows[:, None] - center_y) / focal_y
+    x, y = torch.broadcast_tensors(x, y)
+    directions = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
+    rotation = c2w[..., None, :3, :3]
+    rays_d = torch.nn.functional.normalize(directions @ rotation.transpose(-1, -2), dim=-1)
+    rays_o = c2w[..., None, None, :3, 3].expand_as(rays_d)
+    return rays_o, rays_d
+
+
+def project_points(
+    points: Float[Tensor, "*batch n 3"],
+    c2w: Float[Tensor, "*batch 4 4"],
+    intrinsics: Float[Tensor, "*batch 3 3"],
+) -> tuple[Float[Tensor, "*batch n 2"], Float[Tensor, "*batch n"]]:
+    """Project world points into the image.
+
+    Returns:
+        pixels: (column, row) in pixels, outside of the image too; meaningless where z_depth <= 0.
+        z_depth: distance in front of the camera's plane, negative behind it. Not the Euclidean
+            distance that renderers return as ``depth``.
+    """
+    w2c = invert_pose(c2w)
+    in_camera = points @ w2c[..., :3, :3].transpose(-1, -2) + w2c[..., None, :3, 3]
+    z_depth = -in_camera[..., 2]
+    # OpenCV's axes (y down, z forward) turn the pinhole matrix into its usual product.
+    in_image = torch.stack([in_camera[..., 0], -in_camera[..., 1], z_depth], dim=-1)
+    homogeneous = in_image @ intrinsics.transpose(-1, -2)
+    return homogeneous[..., :2] / homogeneous[..., 2:], z_depth
+
+
+def points_from_depth(
+    rays_o: Float[Tensor, "*batch 3"],
+    rays_d: Float[Tensor, "*batch 3"],
+    depth: Float[Tensor, "*batch 1"],
+) -> Float[Tensor, "*batch 3"]:
+    """Return the world points at Euclidean distance ``depth`` along unit rays."""
+    return rays_o + depth * rays_d
+
+
+def relative_distance(
+    distance: float | Float[Tensor, "*batch"], fovy_rad: float | Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Return distance / tan(fovy / 2), which keeps the visible half height equal to ``distance``.
+
+    This is MVDream's reading of a camera distance (`relative_radius`).
+    """
+    return torch.as_tensor(distance) / torch.tan(0.5 * torch.as_tensor(fovy_rad))
+
+
+def multiview_azimuths(n_view: int, start_deg: float = 0.0, span_deg: float = 360.0) -> Tensor:
+    """Return ``n_view`` azimuths in degrees, equally spaced over ``span_deg`` from ``start_deg``.
+
+    The end of the span is left out: four views over a full turn are 90 degrees apart.
+    """
+    if n_view < 1:
+        raise ValueError(f"n_view is {n_view}; expected at least 1 view.")
+    return start_deg + torch.arange(n_view, dtype=torch.get_default_dtype()) * (span_deg / n_view)
+
+
+def turntable_azimuths(n_views: int, repeat_first: bool = False) -> Float[Tensor, "n_views"]:
+    """Return the azimuths in degrees of one full turn that starts at the front.
+
+    Args:
+        n_views: number of views, at least 1.
+        repeat_first: True ends at 360 degrees (upstream's test video), False one step before
+            it (upstream's validation views, and videos that loop).
+    """
+    if n_views < 1:
+        raise ValueError(f"n_views is {n_views}; expected at least 1 view.")
+    if repeat_first:
+        return torch.linspace(0.0, 360.0, n_views)
+    return torch.linspace(0.0, 360.0, n_views + 1)[:n_views]
+
+
+def turntable(
+    n_views: int, elevation_deg: float, distance: float, repeat_first: bool = False
+) -> Float[Tensor, "n_views 4 4"]:
+    """Return the poses of one full turn at a constant elevation; see `turntable_azimuths`."""
+    return camera_from_orbit(elevation_deg, turntable_azimuths(n_views, repeat_first), distance)
