@@ -1,0 +1,1 @@
+"""Noise schedules, samplers, attention processors, checkpoint conversion and loading."""

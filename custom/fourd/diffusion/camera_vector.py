@@ -1,0 +1,56 @@
+"""What a multi-view U-Net is told about its camera, as its class vector.
+
+`mvdream` is the published vector: the 16 numbers of the camera-to-world matrix, its translation
+scaled to unit length. It leaves apparent size unknown and four-fold silhouettes hard to tell, so
+the embedded checkpoints add harmonics of azimuth and elevation and the size of the field of view.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+AZIMUTH_HARMONICS = (1, 2, 3, 4, 6)
+ELEVATION_HARMONICS = (1, 4)
+CAMERA_VECTOR_SIZE = {"mvdream": 16, "embedded": 32}
+
+
+def camera_vector(
+    c2w: Float[Tensor, "b 4 4"], fovy: Float[Tensor, "b"], kind: str = "mvdream"
+) -> Float[Tensor, "b n"]:
+    """The class vector of cameras that look at the origin.
+
+    Args:
+        c2w: camera-to-world matrices of the contract (right, up, backward, position; z up).
+        fovy: vertical fields of view in radians; `mvdream` does not use them.
+        kind: `mvdream` (16 numbers) or `embedded` (32 numbers: the 16, then cosine and sine of
+            multiples of azimuth and of elevation, log of distance * tan(fovy / 2), and log of
+            tan(fovy / 2)).
+
+    The input is never written to.
+
+    Raises:
+        ValueError: `kind` is neither.
+    """
+    if kind not in CAMERA_VECTOR_SIZE:
+        raise ValueError(
+            f"'{kind}' is no kind of camera vector; expected one of {', '.join(CAMERA_VECTOR_SIZE)}."
+        )
+    position = c2w[:, :3, 3]
+    distance = position.norm(dim=-1, keepdim=True)
+    normalized = c2w.clone()
+    normalized[:, :3, 3] = position / (distance + 1e-8)
+    numbers = [normalized.flatten(1)]
+    if kind == "embedded":
+        azimuth = torch.atan2(position[:, 1:2], position[:, :1])
+        elevation = torch.atan2(position[:, 2:], position[:, :2].norm(dim=-1, keepdim=True))
+        for angle, harmonics in (
+            (azimuth, AZIMUTH_HARMONICS),
+            (elevation, ELEVATION_HARMONICS),
+        ):
+            for harmonic in harmonics:
+                numbers += [torch.cos(harmonic * angle), torch.sin(harmonic * angle)]
+        opening = torch.tan(0.5 * fovy).unsqueeze(-1)
+        numbers += [torch.log(distance * opening), torch.log(opening)]
+    return torch.cat(numbers, dim=-1)
