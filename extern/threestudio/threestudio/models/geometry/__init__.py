@@ -1,0 +1,5 @@
+"""Geometry modules."""
+
+from threestudio.lazy import submodule_getattr as _submodule_getattr
+
+__getattr__ = _submodule_getattr(__name__)

@@ -1,0 +1,5 @@
+"""Prompt processors."""
+
+from threestudio.lazy import submodule_getattr as _submodule_getattr
+
+__getattr__ = _submodule_getattr(__name__)

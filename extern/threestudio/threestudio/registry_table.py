@@ -1,0 +1,22 @@
+"""The built-in modules by registered name, and the names of others that ours answer.
+
+`find` imports a module of this table when its name is first asked for, so that importing the
+package stays light. The module registers the name itself, with `threestudio.register`.
+"""
+
+BUILTINS: dict[str, str] = {}
+
+# Names under which upstream's extensions registered what our own extension provides.
+ALIASES: dict[str, str] = {
+    "mvdream-random-multiview-camera-datamodule": "random-multiview-camera-datamodule",
+    "mvdream-multiview-diffusion-guidance": "multiview-diffusion-guidance",
+    "mvdream-system": "fourdfy-system",
+    "mvdream-neural-environment-map-background": "neural-environment-map-background",
+    "4dfy-random-camera-datamodule": "random-camera-datamodule",
+    "4dfy-random-multiview-camera-datamodule": "random-multiview-camera-datamodule",
+    "4dfy-single-multiview-combined-camera-datamodule": (
+        "single-multiview-combined-camera-datamodule"
+    ),
+    "4dfy-system": "fourdfy-system",
+    "4dfy-zeroscope-guidance": "zeroscope-guidance",
+}

@@ -1,0 +1,5 @@
+"""Helpers under upstream's names."""
+
+from threestudio.lazy import submodule_getattr as _submodule_getattr
+
+__getattr__ = _submodule_getattr(__name__)
