@@ -1,0 +1,174 @@
+"""The compiled CPU back end: one C++17 file, built on first use, called through ctypes.
+
+`encode` is differentiable twice: forward and first derivatives run in C++, derivatives of the first
+derivatives are routed to the PyTorch twin. The number of threads follows ``torch.get_num_threads()``
+and changes nothing in the results, bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from threestudio.kernels import native_build, torch_backend
+from threestudio.kernels.grid_layout import GridLayout
+
+SUPPORTED_DTYPES = (torch.float32, torch.float64)
+
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+_STATUS = {1: "the system has no memory left", 2: "this layout has no compiled kernel"}
+
+
+class _CLayout(ctypes.Structure):
+    """Mirror of ``struct GridLayout`` in csrc/hash_grid.cpp."""
+
+    _fields_ = (
+        ("n_input_dims", ctypes.c_int32),
+        ("n_features", ctypes.c_int32),
+        ("n_levels", ctypes.c_int32),
+        ("scales", ctypes.POINTER(ctypes.c_double)),
+        ("resolutions", ctypes.POINTER(ctypes.c_uint32)),
+        ("entries", ctypes.POINTER(ctypes.c_uint32)),
+        ("offsets", ctypes.POINTER(ctypes.c_uint64)),
+    )
+
+
+@dataclass(frozen=True)
+class _Library:
+    """The loaded library, or the reason why there is none; decided once per process."""
+
+    handle: ctypes.CDLL | None
+    reason: str = ""
+
+
+@functools.cache
+def _library() -> _Library:
+    try:
+        handle = ctypes.CDLL(str(native_build.build("hash_grid.cpp")))
+    except (native_build.BuildError, OSError) as error:
+        return _Library(None, str(error))
+    for suffix in _SUFFIX.values():
+        pointer, signed = ctypes.c_void_p, ctypes.c_int64
+        forward = getattr(handle, f"hash_grid_forward_{suffix}")
+        forward.argtypes = [pointer] * 4 + [signed, ctypes.c_int32]
+        backward = getattr(handle, f"hash_grid_backward_{suffix}")
+        backward.argtypes = [pointer] * 6 + [signed, ctypes.c_int32]
+    return _Library(handle)
+
+
+def is_available() -> bool:
+    """Whether the kernel is built and loaded; the first call builds it, in seconds."""
+    return _library().handle is not None
+
+
+def unavailable_reason() -> str:
+    """Why `is_available` is false, as one sentence; empty where it is true."""
+    return _library().reason
+
+
+@functools.lru_cache(maxsize=64)
+def _c_layout(layout: GridLayout) -> _CLayout:
+    n_levels = layout.n_levels
+    return _CLayout(
+        layout.n_input_dims,
+        layout.n_features_per_level,
+        n_levels,
+        (ctypes.c_double * n_levels)(*layout.scales),
+        (ctypes.c_uint32 * n_levels)(*layout.resolutions),
+        (ctypes.c_uint32 * n_levels)(*layout.entries),
+        (ctypes.c_uint64 * n_levels)(*layout.offsets[:-1]),
+    )
+
+
+def _call(name: str, layout: GridLayout, tensors: tuple[Tensor | None, ...], dtype) -> None:
+    function = getattr(_library().handle, f"hash_grid_{name}_{_SUFFIX[dtype]}")
+    first = tensors[0]
+    assert first is not None
+    pointers = (None if each is None else each.data_ptr() for each in tensors)
+    status = function(
+        ctypes.addressof(_c_layout(layout)), *pointers, first.shape[0], torch.get_num_threads()
+    )
+    if status:
+        raise RuntimeError(f"The compiled hash grid failed: {_STATUS.get(status, status)}.")
+
+
+def _forward(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
+    features = params.new_empty((x.shape[0], layout.n_output_dims))
+    _call("forward", layout, (x, params, features), params.dtype)
+    return features
+
+
+def _backward(
+    grad: Tensor, x: Tensor, params: Tensor, layout: GridLayout, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to positions and table; each is None unless needed."""
+    grad_x = torch.empty_like(x) if needs[0] else None
+    grad_params = torch.empty_like(params) if needs[1] else None
+    if needs[0] or needs[1]:
+        tensors = (x, params, grad.contiguous(), grad_x, grad_params)
+        _call("backward", layout, tensors, params.dtype)
+    return grad_x, grad_params
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
+        ctx.save_for_backward(x, params)
+        ctx.layout = layout
+        return _forward(x, params, layout)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, params = ctx.saved_tensors
+        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+        if torch.is_grad_enabled():  # create_graph=True: keep the gradients differentiable
+            gradients = _EncodeGradient.apply(grad, x, params, ctx.layout, needs)
+        else:
+            gradients = _backward(grad, x, params, ctx.layout, needs)
+        return *gradients, None
+
+
+class _EncodeGradient(torch.autograd.Function):
+    """First derivatives by the kernel; their own derivatives by the twin."""
+
+    @staticmethod
+    def forward(ctx, grad: Tensor, x: Tensor, params: Tensor, layout: GridLayout, needs):
+        ctx.save_for_backward(grad, x, params)
+        ctx.layout, ctx.needs = layout, needs
+        ctx.set_materialize_grads(False)
+        return _backward(grad, x, params, layout, needs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *cotangents: Tensor | None):
+        with torch.enable_grad():
+            inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+            grad, x, params = inputs
+            features = torch_backend.encode(x, params, ctx.layout)
+            firsts = torch.autograd.grad(features, (x, params), grad, create_graph=True)
+        used = [
+            (first, cotangent)
+            for first, cotangent in zip(firsts, cotangents, strict=True)
+            if cotangent is not None
+        ]
+        wanted = [tensor for tensor, need in zip(inputs, ctx.needs_input_grad) if need]
+        if not used or not wanted:
+            return None, None, None, None, None
+        outputs, weights = zip(*used, strict=True)
+        seconds = iter(torch.autograd.grad(outputs, wanted, weights, allow_unused=True))
+        by_input = [next(seconds) if need else None for need in ctx.needs_input_grad[:3]]
+        return *by_input, None, None
+
+
+def encode(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
+    """Same function as `torch_backend.encode`, for CPU tensors of fp32 or fp64.
+
+    Raises:
+        RuntimeError: the kernel reports a failure (memory).
+    """
+    return _Encode.apply(x.contiguous(), params.contiguous(), layout)

@@ -1,0 +1,160 @@
+"""Encodings of points that move: a static 3D grid together with a grid over space and time.
+
+Both take one scene time per point as a tensor argument. Shapes: n points, f features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from threestudio.kernels.hash_grid import HashGridEncoding
+from threestudio.utils.base import Updateable
+
+
+class SpatialTimeEncoding(nn.Module, Updateable):
+    """What the two encodings share: the 3D grid, and where the time of a point comes from.
+
+    Attributes:
+        encoding: the 3D grid.
+        static: the scene does not move; the time part is frozen.
+        frame_time: the contract's hidden scene time, for foreign extensions only: a number or a
+            tensor of one or n times, used where ``frame_times`` is not given. None means 0.
+        is_video, update_occ_grid: set by foreign systems; nothing here reads them.
+    """
+
+    accepts_frame_times = True
+
+    def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.n_input_dims = in_channels
+        self.static = bool(config.get("static", False))
+        self.encoding = _grid(in_channels, config)
+        self.n_output_dims = self.encoding.n_output_dims
+        self.frame_time: float | Tensor | None = None
+        self.is_video = True
+        self.update_occ_grid = False
+
+    def points_in_time(
+        self, x: Float[Tensor, "n d"], frame_times: Float[Tensor, "..."] | None
+    ) -> Float[Tensor, "n d_plus_1"]:
+        """Appends to each point its time.
+
+        Raises:
+            ValueError: the number of times is neither 1 nor the number of points.
+        """
+        times = self.frame_time if frame_times is None else frame_times
+        times = torch.as_tensor(0.0 if times is None else times, dtype=x.dtype, device=x.device)
+        if times.numel() not in (1, x.shape[0]):
+            raise ValueError(
+                f"frame_times has shape {tuple(times.shape)} for {x.shape[0]} points; "
+                "expected one time per point, (n,) or (n, 1), or a single one."
+            )
+        return torch.cat((x, times.reshape(-1, 1).expand(x.shape[0], 1)), dim=1)
+
+
+class HashGridSpatialTime(SpatialTimeEncoding):
+    """Sum of a 3D grid over space and a 4D grid over space and time (4D-fy, section 3.1).
+
+        e(x, t) = G_s(x) + G_d([x, t])
+
+    Time is a grid axis like space: in [0, 1], not periodic.
+
+    Args:
+        in_channels: 3.
+        config: grid keys, used for both grids; ``static`` (default False) freezes the 4D grid, which
+            still adds its initial +-1e-4 at t = 0; ``skip_time_when_static`` (default False) leaves
+            it out instead while ``static`` holds, which saves its cost. Not changed.
+    """
+
+    def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
+        super().__init__(in_channels, config)
+        self.encoding_time = _grid(in_channels + 1, config)
+        self.skip_time_when_static = bool(config.get("skip_time_when_static", False))
+        if self.static:
+            self.set_temp_param_grad(False)
+
+    def set_temp_param_grad(self, requires_grad: bool = False) -> None:
+        """Lets the 4D grid train, or freezes it."""
+        self.encoding_time.requires_grad_(requires_grad)
+
+    def forward(
+        self,
+        x: Float[Tensor, "n 3"],
+        frame_times: Float[Tensor, "n 1"] | Float[Tensor, "n"] | None = None,
+    ) -> Float[Tensor, "n f"]:
+        """Encodes points in [0, 1]^3 at times in [0, 1].
+
+        Args:
+            frame_times: one per point; None takes `frame_time`, or 0 where that is unset.
+        """
+        features = self.encoding(x)
+        if self.static and self.skip_time_when_static:
+            return features
+        return features + self.encoding_time(self.points_in_time(x, frame_times))
+
+
+class HashGridSpatialTimeDeform(SpatialTimeEncoding):
+    """A 3D grid looked up at points displaced by a field over space and time.
+
+        e(x, t) = G_s(clamp(x + D([x, t]), 0, 1)),  D = MLP(G_d([x, t]))
+
+    The last layer of the MLP starts at zero, so training starts from the undeformed scene. Where a
+    coordinate is clamped, its displacement gets no gradient.
+
+    Args:
+        in_channels: 3.
+        config: keys of the 3D grid; ``time_encoding_config`` and ``time_network_config`` of the
+            displacement field; ``static`` (default False) leaves the displacement out. Not changed.
+    """
+
+    def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
+        # The factories live one level up and know this class.
+        from threestudio.models.networks import get_encoding, get_mlp
+
+        super().__init__(in_channels, config)
+        self.encoding_time = get_encoding(in_channels + 1, config["time_encoding_config"])
+        self.time_network = get_mlp(
+            self.encoding_time.n_output_dims, in_channels, config["time_network_config"]
+        )
+        nn.init.zeros_(self.time_network.layers[-1].weight)
+        if self.static:
+            self.set_temp_param_grad(False)
+
+    def set_temp_param_grad(self, requires_grad: bool = False) -> None:
+        """Lets the displacement field train, or freezes it; the 3D grid trains while static."""
+        self.encoding_time.requires_grad_(requires_grad)
+        self.time_network.requires_grad_(requires_grad)
+        self.encoding.requires_grad_(self.static)
+
+    def warp(self, x_frame_time: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3"]:
+        """Displacement of points with their time appended, in units of the unit cube."""
+        return self.time_network(self.encoding_time(x_frame_time))
+
+    def forward(
+        self,
+        x: Float[Tensor, "n 3"],
+        frame_times: Float[Tensor, "n 1"] | Float[Tensor, "n"] | None = None,
+        out_all: bool = False,
+    ) -> Float[Tensor, "n f"] | tuple[Float[Tensor, "n f"], Float[Tensor, "n 3"] | None]:
+        """Encodes points in [0, 1]^3 at times in [0, 1].
+
+        Args:
+            frame_times: one per point; None takes `frame_time`, or 0 where that is unset.
+            out_all: also return the displacement, None while static.
+        """
+        displacement = None
+        if not self.static:
+            displacement = self.warp(self.points_in_time(x, frame_times))
+            x = (x + displacement).clamp(0.0, 1.0)
+        features = self.encoding(x)
+        return (features, displacement) if out_all else features
+
+
+def _grid(n_input_dims: int, config: Mapping[str, Any]) -> HashGridEncoding:
+    grid_config = {**config, "otype": "HashGrid"}
+    return HashGridEncoding(n_input_dims, grid_config, backend=config.get("backend", "auto"))
