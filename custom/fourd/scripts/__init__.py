@@ -1,0 +1,1 @@
+"""Commands that remake the embedded checkpoints from nothing."""

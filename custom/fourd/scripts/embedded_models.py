@@ -1,0 +1,90 @@
+"""Fresh embedded models, as the frozen family describes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+from .make_family import ASSETS, load_family
+
+UNET_CHANNELS = (32, 64, 128)
+MULTIVIEW_FACTS = {"num_views": 4, "camera_vector": "embedded", "image_size": 64}
+
+
+def build_text_encoder():
+    """A small CLIP text model over the family's vocabulary; draws from torch's global generator."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    facts = load_family()
+    words = facts["tokenizer"]["words"]
+    sizes = {key: value for key, value in facts["text_encoder"].items() if key != "class"}
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            max_position_embeddings=facts["tokenizer"]["context_length"],
+            projection_dim=sizes["hidden_size"],
+            pad_token_id=words.index("<|pad|>"),
+            bos_token_id=words.index("<|startoftext|>"),
+            eos_token_id=words.index("<|endoftext|>"),
+            **sizes,
+        )
+    )
+
+
+def build_multiview_unet():
+    """The multi-view U-Net: image latents, text, and a camera as class vector."""
+    from diffusers import UNet2DConditionModel
+
+    facts = load_family()
+    latents = facts["latents"]
+    return UNet2DConditionModel(
+        sample_size=latents["image_size_px"] // latents["patch_size_px"],
+        in_channels=latents["channels"],
+        out_channels=latents["channels"],
+        block_out_channels=UNET_CHANNELS,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=facts["text_encoder"]["hidden_size"],
+        attention_head_dim=4,
+        norm_num_groups=8,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=facts["camera_vector"]["size"],
+    )
+
+
+def build_scheduler():
+    """The family's noise schedule: velocity prediction, zero terminal signal."""
+    from diffusers import DDIMScheduler
+
+    facts = load_family()["schedule"]
+    return DDIMScheduler(**{key: value for key, value in facts.items() if key != "class"})
+
+
+def write_manifest_entry(name: str, entry: dict, assets: Path = ASSETS) -> None:
+    """Record an asset's files with their hashes and sizes, and how it was made."""
+    folder = assets / name
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest_path = assets / "MANIFEST.json"
+    manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=assets, check=False
+    )
+    manifest[name] = {
+        "family": load_family()["hash"],
+        "files": files,
+        "commit": commit.stdout.strip() or None,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **entry,
+    }
+    manifest_path.write_text(json.dumps(manifest, indent=1) + "\n")

@@ -1,0 +1,309 @@
+"""Train the embedded multi-view model: text encoder and U-Net together, on views of the world.
+
+The learning rate is constant after a warm-up and falls linearly to zero over the last
+`--decay-steps`, so a run can be lengthened by resuming it with a larger `--steps`: training goes
+on from the last checkpoint before the decay. Kill it at any time; the same command resumes.
+
+    python -m custom.fourd.scripts.render_views --work outputs/assets
+    python -m custom.fourd.scripts.train_multiview --work outputs/assets --steps 12000
+    python -m custom.fourd.scripts.train_multiview --work outputs/assets --steps 12000 --export
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from custom.fourd.diffusion.camera_vector import camera_vector
+from custom.fourd.diffusion.cross_view_attention import set_cross_view_attention
+from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
+
+from .embedded_models import (
+    ASSETS,
+    MULTIVIEW_FACTS,
+    build_multiview_unet,
+    build_scheduler,
+    build_text_encoder,
+    write_manifest_entry,
+)
+from .make_family import make_tokenizer
+from .world_views import (
+    FOVY_RAD,
+    NUM_VIEWS,
+    ViewGroups,
+    chance,
+    colour_views,
+    draw_backgrounds,
+    group_cameras,
+    load_groups,
+    recolour,
+    say,
+    view_suffix,
+)
+
+TEXT_DROPOUT = 0.1
+SINGLE_VIEW_SHARE = 0.1
+TIMESTEP_POWER = 0.7
+WEIGHT_DECAY = 0.01
+CAMERA_RATE_FACTOR = 4.0
+
+
+@dataclass
+class Batch:
+    """Latents of view groups, their words, and their cameras (None in single-image mode)."""
+
+    latents: Tensor
+    captions: list[str]
+    cameras: Tensor | None
+
+
+class ViewSource:
+    """Draws training batches; batch n is a pure function of (seed, n)."""
+
+    def __init__(self, groups: list[ViewGroups], vae: PatchAutoencoder, seed: int) -> None:
+        self.groups, self.vae, self.seed = groups, vae, seed
+        self.poses = [group_cameras(part.cameras) for part in groups]
+        self.with_count = {
+            k: [i for i, part in enumerate(groups) if len(part.scenes[0].objects) == k]
+            for k in (1, 2)
+        }
+
+    def batch(self, step: int, num_groups: int) -> Batch:
+        """Half the groups show one object, half two."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        single = chance(generator, SINGLE_VIEW_SHARE)
+        backgrounds = draw_backgrounds(num_groups, generator)
+        images, captions, cameras = [], [], []
+        for number in range(num_groups):
+            parts = self.with_count[1 + number % 2]
+            part = parts[int(torch.randint(len(parts), (), generator=generator))]
+            group = int(torch.randint(len(self.groups[part].scenes), (), generator=generator))
+            scene = recolour(self.groups[part].scenes[group], generator)
+            views = self.groups[part].layers[group]
+            images.append(
+                colour_views(views, [scene] * NUM_VIEWS, backgrounds[number].expand(NUM_VIEWS, 3))
+            )
+            caption = "" if chance(generator, TEXT_DROPOUT) else say(scene, generator)
+            poses, azimuths = self.poses[part][0][group], self.poses[part][1][group]
+            with_view = caption and (single or chance(generator, 0.1))
+            captions += [
+                f"{caption}, {view_suffix(float(azimuth))}" if with_view else caption
+                for azimuth in azimuths
+            ]
+            cameras.append(camera_vector(poses, torch.full((NUM_VIEWS,), FOVY_RAD), "embedded"))
+        with torch.no_grad():
+            latents = self.vae.encode(torch.cat(images)).latent_dist.mode()
+        return Batch(latents, captions, None if single else torch.cat(cameras))
+
+
+class Trainer:
+    """Text encoder, U-Net, their running averages, and one optimizer."""
+
+    def __init__(self, rate: float, ema_decay: float) -> None:
+        self.text_encoder, self.unet = build_text_encoder(), build_multiview_unet()
+        set_cross_view_attention(self.unet, NUM_VIEWS)
+        self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
+        self.modules = torch.nn.ModuleDict({"text": self.text_encoder, "unet": self.unet})
+        camera = list(self.unet.class_embedding.parameters())
+        known = {id(parameter) for parameter in camera}
+        others = [p for p in self.modules.parameters() if id(p) not in known]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": others, "factor": 1.0}, {"params": camera, "factor": CAMERA_RATE_FACTOR}],
+            lr=rate,
+            betas=(0.9, 0.99),
+            weight_decay=WEIGHT_DECAY,
+            fused=True,
+        )
+        self.rate, self.ema_decay = rate, ema_decay
+        self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
+        self.step_count = 0
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Token states of captions, each different caption computed once."""
+        unique = sorted(set(captions))
+        tokens = self.tokenizer(
+            unique, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        states = self.text_encoder(tokens).last_hidden_state
+        return states[torch.tensor([unique.index(caption) for caption in captions])]
+
+    def train_step(self, batch: Batch, scale: float, seed: int) -> float:
+        """One update with the learning rate times `scale`; returns the velocity loss."""
+        generator = torch.Generator().manual_seed(seed)
+        views = 1 if batch.cameras is None else NUM_VIEWS
+        count = len(batch.latents)
+        drawn = torch.rand((count // views,), generator=generator) ** TIMESTEP_POWER
+        timesteps = (drawn * 1000).long().clamp(0, 999).repeat_interleave(views)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        noisy = self.scheduler.add_noise(batch.latents, noise, timesteps)
+        target = self.scheduler.get_velocity(batch.latents, noise, timesteps)
+        cameras = noisy.new_zeros(count, 32) if batch.cameras is None else batch.cameras
+        set_cross_view_attention(self.unet, views)
+        states = self.encode(batch.captions)
+        predicted = self.unet(noisy, timesteps, states, class_labels=cameras).sample
+        loss = functional.mse_loss(predicted, target)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * scale * group["factor"]
+        self.optimizer.step()
+        self.step_count += 1
+        self._average()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.ema_decay, (1 + self.step_count) / (10 + self.step_count))
+        ours, theirs = [], []
+        for name, value in self.modules.state_dict().items():
+            if value.is_floating_point():
+                ours.append(self.ema[name])
+                theirs.append(value)
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+
+    def state(self) -> dict:
+        return {
+            "model": self.modules.state_dict(),
+            "ema": self.ema,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_count,
+        }
+
+    def load(self, state: dict) -> None:
+        self.modules.load_state_dict(state["model"])
+        self.ema = state["ema"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_count = state["step"]
+
+
+def rate_scale(step: int, steps: int, warmup: int, decay: int) -> float:
+    """Warm-up, constant, linear decay to zero."""
+    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / decay))
+
+
+def fit_autoencoder(groups: list[ViewGroups]) -> PatchAutoencoder:
+    """The family's autoencoder: principal components of training views, remade identically."""
+    vae = PatchAutoencoder()
+    generator = torch.Generator().manual_seed(1)
+    images = []
+    for part in groups:
+        for index in range(0, min(600, len(part.scenes)), 2):
+            scene = recolour(part.scenes[index], generator)
+            background = draw_backgrounds(1, generator).expand(NUM_VIEWS, 3)
+            images.append(colour_views(part.layers[index], [scene] * NUM_VIEWS, background))
+    vae.fit(torch.cat(images))
+    return vae
+
+
+def save_atomically(payload: dict, path: Path) -> None:
+    part = path.with_suffix(".part")
+    torch.save(payload, part)
+    part.rename(path)
+
+
+def export(trainer: Trainer, vae: PatchAutoencoder, recipe: dict, assets: Path = ASSETS) -> Path:
+    """Write the averaged weights as an fp16 diffusers folder with its manifest entry."""
+    import json
+
+    trainer.modules.load_state_dict(trainer.ema)
+    folder = assets / "multiview"
+    set_cross_view_attention(trainer.unet, 1)
+    trainer.unet.half().save_pretrained(folder / "unet")
+    trainer.text_encoder.half().save_pretrained(folder / "text_encoder")
+    vae.save_pretrained(folder / "vae")
+    trainer.tokenizer.save_pretrained(folder / "tokenizer")
+    trainer.scheduler.save_pretrained(folder / "scheduler")
+    (folder / "unet" / "multiview.json").write_text(json.dumps(MULTIVIEW_FACTS) + "\n")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["custom.fourd.diffusion.patch_autoencoder", "PatchAutoencoder"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+    write_manifest_entry("multiview", recipe, assets)
+    return folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("outputs/assets"))
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--warmup-steps", type=int, default=200)
+    parser.add_argument("--decay-steps", type=int, default=2500)
+    parser.add_argument("--groups", type=int, default=8, help="4-view groups in a batch")
+    parser.add_argument("--rate", type=float, default=1.5e-3)
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long")
+    parser.add_argument("--name", default="multiview", help="of the checkpoint in --work")
+    parser.add_argument("--export", action="store_true", help="write the asset, do not train")
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(args.seed)
+    groups = [load_groups(path) for path in sorted(args.work.glob("views_*.pt"))]
+    if not groups:
+        print(f"no views_*.pt in {args.work}; run custom.fourd.scripts.render_views first.")
+        return 1
+    vae = fit_autoencoder(groups)
+    trainer = Trainer(args.rate, args.ema)
+    path, stable = args.work / f"{args.name}.pt", args.work / f"{args.name}_stable.pt"
+    decay_from = args.steps - args.decay_steps
+    for candidate in (path, stable):
+        if candidate.exists():
+            state = torch.load(candidate, weights_only=True)
+            if candidate == path and state["steps"] != args.steps and state["step"] > state["decay_from"]:
+                continue
+            trainer.load(state)
+            break
+    log = args.work / f"{args.name}.log"
+    if args.export:
+        recipe = {
+            "script": "custom.fourd.scripts.train_multiview",
+            "seed": args.seed,
+            "steps": trainer.step_count,
+            "batch": f"{args.groups} groups of {NUM_VIEWS} views",
+            "rate": args.rate,
+            "loss": float(log.read_text().split()[-3]) if log.exists() else None,
+        }
+        print(export(trainer, vae, recipe))
+        return 0
+    source = ViewSource(groups, vae, args.seed)
+    start = saved = time.monotonic()
+    losses: list[float] = []
+    while trainer.step_count < args.steps:
+        step = trainer.step_count
+        scale = rate_scale(step, args.steps, args.warmup_steps, args.decay_steps)
+        batch = source.batch(step, args.groups)
+        losses.append(trainer.train_step(batch, scale, args.seed * 7_000_003 + step))
+        now = time.monotonic()
+        if trainer.step_count % 50 == 0:
+            line = f"{trainer.step_count} loss {sum(losses) / len(losses):.4f} {now - start:.0f} s"
+            losses.clear()
+            with log.open("a") as file:
+                file.write(line + "\n")
+            print(line, flush=True)
+        stop = now - start > args.minutes * 60
+        if now - saved > 120 or stop or trainer.step_count == args.steps:
+            state = {**trainer.state(), "steps": args.steps, "decay_from": decay_from}
+            save_atomically(state, path)
+            if trainer.step_count <= decay_from:
+                save_atomically(state, stable)
+            saved = time.monotonic()
+        if stop:
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
