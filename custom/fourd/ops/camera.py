@@ -7,9 +7,8 @@ the centre of the first pixel at (0.5, 0.5); ``depth`` is the Euclidean distance
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-
 from threestudio.utils.camera import camera_from_orbit, look_at, orbit_position
+from torch import Tensor
 
 __all__ = [
     "camera_from_orbit",
@@ -17,11 +16,13 @@ __all__ = [
     "intrinsics_from_fovy",
     "invert_pose",
     "look_at",
+    "motion_smooth_path",
     "multiview_azimuths",
     "orbit_position",
     "points_from_depth",
     "project_points",
     "relative_distance",
+    "stop_and_sweep_path",
     "turntable",
     "turntable_azimuths",
 ]
@@ -164,3 +165,69 @@ def turntable(
 ) -> Float[Tensor, "n_views 4 4"]:
     """Return the poses of one full turn at a constant elevation; see `turntable_azimuths`."""
     return camera_from_orbit(elevation_deg, turntable_azimuths(n_views, repeat_first), distance)
+
+
+def stop_and_sweep_path(
+    n_frames: int, n_stops: int = 4, sweep_factor: int = 1
+) -> tuple[Float[Tensor, "n_views"], Float[Tensor, "n_views"]]:
+    """Walk around a moving scene, playing the whole clip at every stop and on every way between.
+
+    The camera stands for ``n_frames`` at azimuths 0, 90, 180, ... and then turns by 90 degrees
+    within ``sweep_factor`` further clips. This is 4D-fy's default test path.
+
+    Args:
+        n_frames: views per clip, at least 1.
+        n_stops: number of stops.
+        sweep_factor: clips played during one turn.
+
+    Returns:
+        azimuth_deg: azimuths in degrees.
+        frame_times: scene times in [0, 1], one per view.
+    """
+    sections = []
+    for stop in range(n_stops):
+        start = 90.0 * stop
+        sections.append(torch.full((n_frames,), start))
+        sections.append(torch.linspace(start, start + 90.0, n_frames * sweep_factor))
+    azimuth_deg = torch.cat(sections)
+    clip = torch.linspace(0.0, 1.0, n_frames)
+    return azimuth_deg, clip.repeat(len(azimuth_deg) // n_frames)
+
+
+def motion_smooth_path(
+    n_times: int, n_stops: int = 4, drop_repeats: bool = True
+) -> tuple[Float[Tensor, "n_views"], Float[Tensor, "n_views"]]:
+    """Walk around a moving scene while its clip plays twice: 4D-fy's `motion_smooth`.
+
+    The camera stands at azimuths 360, 270, 180, ... for n_times / n_stops views each and turns
+    back by 90 degrees within as many; time never stops. With 64 times and 4 stops: 124 views.
+
+    Args:
+        n_times: times over the clip; a multiple of ``n_stops``.
+        n_stops: number of stops, even.
+        drop_repeats: leave out the first view of each turn, which repeats the stop, and as many
+            times at the ends of the two clips (`motion_smooth`); False is `motion_smooth_full`.
+
+    Returns:
+        azimuth_deg: azimuths in degrees.
+        frame_times: scene times in [0, 1], one per view.
+
+    Raises:
+        ValueError: if the times cannot be divided evenly.
+    """
+    if n_stops < 2 or n_stops % 2 or n_times < n_stops or n_times % n_stops:
+        raise ValueError(
+            f"{n_times} times cannot be shared by {n_stops} stops; expected an even number of "
+            f"stops and a multiple of it as the number of times."
+        )
+    n_section = n_times // n_stops
+    sections = []
+    for stop in range(n_stops):
+        start = 90.0 * (n_stops - stop)
+        sections.append(torch.full((n_section,), start))
+        turn = torch.linspace(start, start - 90.0, n_section)
+        sections.append(turn[1:] if drop_repeats else turn)
+    clip = torch.linspace(0.0, 1.0, n_times)
+    if drop_repeats:
+        clip = clip[: n_times - n_stops // 2]
+    return torch.cat(sections), clip.repeat(2)

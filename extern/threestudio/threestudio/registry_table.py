@@ -4,7 +4,21 @@
 package stays light. The module registers the name itself, with `threestudio.register`.
 """
 
-BUILTINS: dict[str, str] = {}
+BUILTINS: dict[str, str] = {
+    "implicit-volume": "threestudio.models.geometry.implicit_volume",
+    "no-material": "threestudio.models.materials.no_material",
+    "diffuse-with-point-light-material": (
+        "threestudio.models.materials.diffuse_with_point_light_material"
+    ),
+    "solid-color-background": "threestudio.models.background.solid_color_background",
+    "neural-environment-map-background": (
+        "threestudio.models.background.neural_environment_map_background"
+    ),
+    "nerf-volume-renderer": "threestudio.models.renderers.nerf_volume_renderer",
+    "mesh-exporter": "threestudio.models.exporters.mesh_exporter",
+    "dummy-exporter": "threestudio.models.exporters.base",
+    "random-camera-datamodule": "threestudio.data.uncond",
+}
 
 # Names under which upstream's extensions registered what our own extension provides.
 ALIASES: dict[str, str] = {
@@ -12,7 +26,7 @@ ALIASES: dict[str, str] = {
     "mvdream-multiview-diffusion-guidance": "multiview-diffusion-guidance",
     "mvdream-system": "fourdfy-system",
     "mvdream-neural-environment-map-background": "neural-environment-map-background",
-    "4dfy-random-camera-datamodule": "random-camera-datamodule",
+    "4dfy-random-camera-datamodule": "single-view-camera-datamodule",
     "4dfy-random-multiview-camera-datamodule": "random-multiview-camera-datamodule",
     "4dfy-single-multiview-combined-camera-datamodule": (
         "single-multiview-combined-camera-datamodule"

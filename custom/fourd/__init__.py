@@ -1,0 +1,33 @@
+"""fourd: text to moving 3D scenes, as a threestudio extension.
+
+Importing the package only tells the registry where each module is; see `REGISTRY`. A module is
+imported, and with it lightning or a diffusion library, when a config first names it.
+"""
+
+from pathlib import Path
+
+import threestudio
+from packaging.version import Version
+from threestudio.utils.pretrained import register_embedded_root, register_model_table
+
+if Version(threestudio.__version__) < Version("0.3.0"):
+    raise ImportError(
+        f"threestudio is {threestudio.__version__}; expected 0.3.0 or later. "
+        "Run `pip install -e extern/threestudio`."
+    )
+
+# Registered name to the module that registers it, relative to this package.
+REGISTRY: dict[str, str] = {
+    "random-multiview-camera-datamodule": "data.random_multiview_camera_datamodule",
+    "single-multiview-combined-camera-datamodule": (
+        "data.single_multiview_combined_camera_datamodule"
+    ),
+    "single-view-camera-datamodule": "data.single_view_camera_datamodule",
+}
+
+for _name, _module in REGISTRY.items():
+    threestudio.register_lazy(_name, f"{__name__}.{_module}")
+
+_package_folder = Path(__file__).parent
+register_embedded_root(_package_folder / "assets")
+register_model_table(_package_folder.parents[1] / "configs" / "models.yaml")
