@@ -1,0 +1,104 @@
+"""Base class of backgrounds, and the random colours that replace them while training."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from threestudio.utils.base import BaseModule
+from threestudio.utils.misc import get_rank
+from threestudio.utils.rng import rand_items
+
+
+class BaseBackground(BaseModule):
+    """Colour seen along a ray that meets nothing."""
+
+    @dataclass
+    class Config(BaseModule.Config):
+        pass
+
+    cfg: Config
+
+    def configure(self) -> None:
+        pass
+
+    def forward(self, dirs: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W Nc"]:
+        """Return the colour along unit directions in the world."""
+        raise NotImplementedError
+
+
+class AugmentedBackground(BaseBackground):
+    """A background that, while training, a flat random colour replaces now and then.
+
+    A scene that hides in its background, or leaks into it, cannot keep doing so when the
+    background changes. Frames of a clip and views of one group must agree, so the coin and the
+    colour are drawn once per group: an image by default, the whole batch with ``share_aug_bg``.
+    """
+
+    @dataclass
+    class Config(BaseBackground.Config):
+        n_output_dims: int = 3
+        """Colour channels (4 for latents)."""
+        random_aug: bool = False
+        """Replace the background by a random colour now and then, in training only."""
+        random_aug_prob: float = 0.5
+        """Probability of the replacement, per group."""
+        random_aug_gray: bool = False
+        """Draw greys: the same value in all channels."""
+        share_aug_bg: bool = False
+        """One coin and one colour for a whole group instead of one per image."""
+        share_aug: bool = False
+        """The same key as upstream's 4D-fy configs spell it."""
+        aug_group_size: int = 0
+        """Images per group when shared; 0 takes the whole batch as one group."""
+        eval_color: tuple[float, float, float] | None = None
+        """Colour in evaluation; None shows the trained background."""
+
+    cfg: Config
+
+    def configure(self) -> None:
+        super().configure()
+        self._step = 0
+        if self.cfg.eval_color is not None and len(self.cfg.eval_color) != self.cfg.n_output_dims:
+            raise ValueError(
+                f"eval_color has {len(self.cfg.eval_color)} values; expected n_output_dims = "
+                f"{self.cfg.n_output_dims}. Give one value per channel."
+            )
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        self._step = global_step
+
+    def evaluation_color(
+        self, dirs: Float[Tensor, "B H W 3"]
+    ) -> Float[Tensor, "B H W Nc"] | None:
+        """Return the evaluation colour over all rays, or None where it does not apply."""
+        if self.training or self.cfg.eval_color is None:
+            return None
+        color = torch.tensor(list(self.cfg.eval_color), dtype=dirs.dtype, device=dirs.device)
+        return color.expand(*dirs.shape[:-1], -1)
+
+    def augment(self, color: Float[Tensor, "B H W Nc"]) -> Float[Tensor, "B H W Nc"]:
+        """Replace the colours of some images by one flat random colour each.
+
+        Random: from the role "background" of the current step, one stream per group, whose index
+        counts over all ranks. Replaced images give the background zero gradient.
+        """
+        if not (self.training and self.cfg.random_aug):
+            return color
+        replaced, flat = self._draw(color.shape[0], color.shape[-1])
+        keep = (~replaced).to(color).view(-1, 1, 1, 1)
+        return color * keep + (flat.to(color) * replaced[:, None].to(color))[:, None, None]
+
+    def _draw(
+        self, batch_size: int, channels: int
+    ) -> tuple[Bool[Tensor, "B"], Float[Tensor, "B Nc"]]:
+        group_size = 1
+        if self.cfg.share_aug_bg or self.cfg.share_aug:
+            group_size = self.cfg.aug_group_size or batch_size
+        n_groups = -(-batch_size // group_size)
+        draws = rand_items(
+            (n_groups, 1 + channels), "background", self._step, first_item=get_rank() * n_groups
+        ).repeat_interleave(group_size, dim=0)[:batch_size]
+        flat = draws[:, 1:2].expand(-1, channels) if self.cfg.random_aug_gray else draws[:, 1:]
+        return draws[:, 0] < self.cfg.random_aug_prob, flat

@@ -1,0 +1,124 @@
+"""Where there is something along a ray: an occupancy grid kept by moving maximum.
+
+Shapes: ``R`` cells per axis, ``n_cells`` = R^3.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from threestudio.utils.rng import generator
+
+OccupancyFn = Callable[[Tensor, Tensor | None], Tensor]
+
+
+class OccupancyGridEstimator(nn.Module):
+    """Cells of a box that may hold something, over a set of scene times.
+
+    ``occs`` holds a decaying maximum of density times step length, ``binaries`` which cells exceed
+    the threshold min(mean, ``threshold``). Names and shapes are those of nerfacc's estimator with
+    one level, so upstream checkpoints load. A fresh grid is full: nothing is skipped before the
+    first update.
+    """
+
+    def __init__(self, bbox: Float[Tensor, "2 3"], resolution: int = 32) -> None:
+        super().__init__()
+        if resolution < 1:
+            raise ValueError(f"occupancy_resolution is {resolution}; expected at least 1.")
+        self.n_axis = int(resolution)
+        self.n_cells = self.n_axis**3
+        self.register_buffer("resolution", torch.tensor([resolution] * 3, dtype=torch.int32))
+        self.register_buffer("aabbs", bbox.reshape(1, 6).clone())
+        self.register_buffer("occs", torch.zeros(self.n_cells))
+        self.register_buffer("binaries", torch.ones([1] + [resolution] * 3, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(
+        self,
+        occupancy_fn: OccupancyFn,
+        step: int,
+        warmup_steps: int = 256,
+        n_times: int = 1,
+        decay: float = 0.95,
+        threshold: float = 0.01,
+        chunk_size: int = 0,
+    ) -> None:
+        """Refresh the cells: all of them in the warm-up, then a quarter at random and a quarter of
+        the occupied ones.
+
+        Each cell is asked at one random point, the same for all times; with ``n_times`` > 1 at that
+        many stratified random times, of which the largest value counts. Nothing here depends on
+        what was rendered before.
+
+        Args:
+            occupancy_fn: (points ``[n, 3]`` in the world, times ``[n]`` or None) -> density times
+                step length ``[n, 1]``.
+            step: training step; names the random stream.
+            warmup_steps: steps in which all cells are asked.
+            n_times: scene times per cell; 1 asks for no particular time (None).
+            decay: factor on the old value of the asked cells.
+            threshold: upper bound of the threshold.
+            chunk_size: points per call; 0 asks all at once.
+
+        Random: role "occupancy" of the step, shared by all ranks.
+        """
+        device = self.occs.device
+        stream = generator("occupancy", step)
+        cells = self._choose_cells(step < warmup_steps, stream)
+        jitter = torch.rand((cells.numel(), 3), generator=stream).to(device)
+        points = self._cell_corner(cells) + jitter * self._cell_size()
+        values = None
+        for index in range(n_times):
+            times = None
+            if n_times > 1:
+                phase = torch.rand(cells.numel(), generator=stream).to(device)
+                times = (index + phase) / n_times
+            now = _in_chunks(occupancy_fn, points, times, chunk_size)
+            values = now if values is None else torch.maximum(values, now)
+        decayed = self.occs.scatter(0, cells, self.occs[cells] * decay)
+        # A cell may be asked twice; the larger answer wins, whatever the order.
+        self.occs.copy_(decayed.scatter_reduce(0, cells, values.to(decayed), "amax"))
+        limit = self.occs.mean().clamp(max=threshold)
+        self.binaries.copy_((self.occs > limit).view_as(self.binaries))
+
+    def _choose_cells(self, everything: bool, stream: torch.Generator) -> Tensor:
+        device = self.occs.device
+        if everything or self.n_cells < 4:
+            return torch.arange(self.n_cells, device=device)
+        quarter = self.n_cells // 4
+        uniform = torch.randint(self.n_cells, (quarter,), generator=stream)
+        # Occupied cells first, in random order: no data-dependent size, hence no wait for a GPU.
+        order = torch.rand(self.n_cells, generator=stream).to(device) + self.binaries.view(-1)
+        return torch.cat([uniform.to(device), order.topk(quarter).indices])
+
+    def _cell_size(self) -> Float[Tensor, "3"]:
+        return (self.aabbs[0, 3:] - self.aabbs[0, :3]) / self.n_axis
+
+    def _cell_corner(self, cells: Tensor) -> Float[Tensor, "n_cells 3"]:
+        n = self.n_axis
+        index = torch.stack([cells // (n * n), cells // n % n, cells % n], dim=-1)
+        return self.aabbs[0, :3] + index * self._cell_size()
+
+    def padded_binaries(self) -> Bool[Tensor, "n_padded"]:
+        """The grid, flat, with its border repeated once: an index one cell off is still valid."""
+        grid = self.binaries[None].to(torch.uint8)
+        return F.pad(grid.float(), (1,) * 6, mode="replicate").bool().view(-1)
+
+    @property
+    def mean_occupancy(self) -> Float[Tensor, ""]:
+        """Mean of ``occs``: nerfacc's upper bound of the alpha threshold."""
+        return self.occs.mean()
+
+
+def _in_chunks(
+    occupancy_fn: OccupancyFn, points: Tensor, times: Tensor | None, chunk_size: int
+) -> Float[Tensor, "n_points"]:
+    size = chunk_size if chunk_size > 0 else max(1, points.shape[0])
+    pieces = []
+    for start in range(0, points.shape[0], size):
+        part = slice(start, start + size)
+        pieces.append(occupancy_fn(points[part], None if times is None else times[part]).view(-1))
+    return torch.cat(pieces)

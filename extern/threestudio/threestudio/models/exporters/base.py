@@ -1,0 +1,68 @@
+"""Base class of exporters."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import threestudio
+from threestudio.models.background.base import BaseBackground
+from threestudio.models.geometry.base import BaseImplicitGeometry
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.base import BaseObject
+
+
+@dataclass
+class ExporterOutput:
+    """One file to write: the system calls ``save_<save_type>(save_name, **params)``."""
+
+    save_name: str
+    save_type: str
+    params: dict[str, Any]
+
+
+class Exporter(BaseObject):
+    """Turns a trained scene into files."""
+
+    @dataclass
+    class Config(BaseObject.Config):
+        save_video: bool = False
+        """Render the test views before exporting."""
+
+    cfg: Config
+
+    def configure(
+        self,
+        geometry: BaseImplicitGeometry,
+        material: BaseMaterial,
+        background: BaseBackground,
+    ) -> None:
+        @dataclass
+        class SubModules:
+            geometry: BaseImplicitGeometry
+            material: BaseMaterial
+            background: BaseBackground
+
+        self.sub_modules = SubModules(geometry, material, background)
+
+    @property
+    def geometry(self) -> BaseImplicitGeometry:
+        return self.sub_modules.geometry
+
+    @property
+    def material(self) -> BaseMaterial:
+        return self.sub_modules.material
+
+    @property
+    def background(self) -> BaseBackground:
+        return self.sub_modules.background
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[ExporterOutput]:
+        """Return the files to write."""
+        raise NotImplementedError
+
+
+@threestudio.register("dummy-exporter")
+class DummyExporter(Exporter):
+    """Exports nothing."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[ExporterOutput]:
+        return []

@@ -1,0 +1,85 @@
+"""Base classes of renderers.
+
+A renderer borrows geometry, material and background: they belong to the system, which trains and
+saves them, so they are deliberately not submodules here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from threestudio.models.background.base import BaseBackground
+from threestudio.models.geometry.base import BaseImplicitGeometry
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.utils.base import BaseModule
+
+
+class Renderer(BaseModule):
+    """Turns rays (or cameras) into images of a geometry with a material before a background."""
+
+    @dataclass
+    class Config(BaseModule.Config):
+        radius: float = 1.0
+        """Half-width of the scene's box in world units."""
+
+    cfg: Config
+
+    def configure(
+        self,
+        geometry: BaseImplicitGeometry,
+        material: BaseMaterial,
+        background: BaseBackground,
+    ) -> None:
+        @dataclass
+        class SubModules:
+            geometry: BaseImplicitGeometry
+            material: BaseMaterial
+            background: BaseBackground
+
+        self.sub_modules = SubModules(geometry, material, background)
+        radius = float(self.cfg.radius)
+        self.bbox: Float[Tensor, "2 3"]
+        self.register_buffer("bbox", torch.tensor([[-radius] * 3, [radius] * 3]))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Render; see the subclass for arguments and outputs."""
+        raise NotImplementedError
+
+    @property
+    def geometry(self) -> BaseImplicitGeometry:
+        return self.sub_modules.geometry
+
+    @property
+    def material(self) -> BaseMaterial:
+        return self.sub_modules.material
+
+    @property
+    def background(self) -> BaseBackground:
+        return self.sub_modules.background
+
+    def set_geometry(self, geometry: BaseImplicitGeometry) -> None:
+        """Render another geometry from now on."""
+        self.sub_modules.geometry = geometry
+
+    def set_material(self, material: BaseMaterial) -> None:
+        """Use another material from now on."""
+        self.sub_modules.material = material
+
+    def set_background(self, background: BaseBackground) -> None:
+        """Use another background from now on."""
+        self.sub_modules.background = background
+
+
+class VolumeRenderer(Renderer):
+    """A renderer of rays."""
+
+
+class DeferredVolumeRenderer(VolumeRenderer):
+    """A renderer of rays whose colours are made from an image of features."""
+
+
+class Rasterizer(Renderer):
+    """A renderer of meshes, from model-view-projection matrices."""

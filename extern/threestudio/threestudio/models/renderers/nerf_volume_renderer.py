@@ -1,0 +1,451 @@
+"""Volume rendering of a density field with empty space skipped.
+
+Shapes: ``B H W`` the image batch, ``n_rays`` = B H W, ``Ns`` samples of all rays.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+import threestudio
+from threestudio.models.background.base import BaseBackground
+from threestudio.models.estimators import OccupancyGridEstimator
+from threestudio.models.geometry.base import BaseImplicitGeometry
+from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.models.renderers.volume_rendering import (
+    RaySamples,
+    accumulate_along_rays,
+    march_rays,
+    render_weights,
+    visible_samples,
+)
+from threestudio.utils.misc import get_rank
+from threestudio.utils.ops import chunk_batch, validate_empty_rays
+from threestudio.utils.rng import generator, rand_items
+
+ALPHA_THRESHOLD = 0.01
+EARLY_STOP_EPS = 1e-4
+NORMAL_PERTURB_STD = 0.01
+DYNAMIC_OCCUPANCY_TIMES = 4
+
+
+@threestudio.register("nerf-volume-renderer")
+class NeRFVolumeRenderer(VolumeRenderer):
+    """NeRF's quadrature at equal steps, evaluated only where the occupancy grid allows.
+
+    Candidates along every ray are looked up in the grid, the survivors are evaluated in one flat
+    list, and weights come from a running sum over that list. `volume_rendering` has the formulas.
+    """
+
+    @dataclass
+    class Config(VolumeRenderer.Config):
+        num_samples_per_ray: int = 512
+        """Steps across the box's diagonal: step length = 1.732 * 2 * radius / this."""
+        eval_chunk_size: int = 160000
+        """Samples per evaluation of the field where no gradient is kept."""
+        ray_chunk_size: int = 0
+        """Rays per pass of the bookkeeping; 0 lets the program choose."""
+        randomized: bool = True
+        """Jitter the samples in training."""
+        near_plane: float = 0.0
+        """Nothing nearer than this is seen, world units."""
+        far_plane: float = 1e10
+        """Nothing farther than this is seen, world units."""
+        return_comp_normal: bool = False
+        """Give ``comp_normal`` in training too."""
+        return_normal_perturb: bool = False
+        """Give ``normal_perturb``: normals at positions moved by N(0, 0.01^2)."""
+        estimator: str = "occgrid"
+        """How empty space is found; only "occgrid"."""
+        grid_prune: bool = True
+        """Skip samples in empty cells; False evaluates every candidate."""
+        prune_alpha_threshold: bool = True
+        """Drop samples of alpha < 0.01, or behind T < 1e-4, by a first pass without gradient."""
+        occupancy_resolution: int = 32
+        """Cells per axis."""
+        occupancy_update_interval: int = 16
+        """Steps between updates of the grid."""
+        occupancy_warmup_steps: int = 256
+        """Steps in which updates ask every cell."""
+        occupancy_times: int = 0
+        """Scene times that an update covers; 0 takes 1 for static and 4 for dynamic geometry."""
+        proposal_network_config: Any = None
+        """Of the "proposal" estimator, which is not supported."""
+        prop_optimizer_config: Any = None
+        """Of the "proposal" estimator, which is not supported."""
+        prop_scheduler_config: Any = None
+        """Of the "proposal" estimator, which is not supported."""
+        num_samples_per_ray_proposal: int = 64
+        """Of the "proposal" estimator, which is not supported."""
+        num_samples_per_ray_importance: int = 64
+        """Of the "importance" estimator, which is not supported."""
+
+    cfg: Config
+
+    def configure(
+        self,
+        geometry: BaseImplicitGeometry,
+        material: BaseMaterial,
+        background: BaseBackground,
+    ) -> None:
+        super().configure(geometry, material, background)
+        if self.cfg.estimator != "occgrid":
+            raise ValueError(
+                f"estimator is {self.cfg.estimator!r}; its sampling network is not part of this "
+                "runtime yet. Use system.renderer.estimator=occgrid."
+            )
+        if self.cfg.num_samples_per_ray < 1:
+            raise ValueError(
+                f"num_samples_per_ray is {self.cfg.num_samples_per_ray}; expected at least 1."
+            )
+        self.estimator = OccupancyGridEstimator(self.bbox, self.cfg.occupancy_resolution)
+        self.render_step_size = 1.732 * 2 * self.cfg.radius / self.cfg.num_samples_per_ray
+        self.randomized = self.cfg.randomized
+        self._step = 0
+        self._occupancy_step: int | None = None
+
+    def train(self, mode: bool = True) -> "NeRFVolumeRenderer":
+        """Set training or evaluation; only training jitters."""
+        self.randomized = mode and self.cfg.randomized
+        return super().train(mode)
+
+    # Occupancy
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        """Refresh the occupancy grid when its interval is due, once per step."""
+        self._step = global_step
+        due = global_step % self.cfg.occupancy_update_interval == 0
+        if on_load_weights or not self.training or not self.cfg.grid_prune or not due:
+            return
+        if self._occupancy_step == global_step:
+            return  # the walk over attributes may come by twice; the grid decays once
+        self._occupancy_step = global_step
+        self.update_occupancy(global_step)
+
+    def update_occupancy(self, step: int) -> None:
+        """Ask the geometry for its density at random points of the cells, at several times.
+
+        Random: role "occupancy" of the step. No rendering state enters.
+        """
+        n_times = self.cfg.occupancy_times
+        if n_times <= 0:
+            dynamic = getattr(self.geometry, "is_dynamic", False)
+            n_times = DYNAMIC_OCCUPANCY_TIMES if dynamic else 1
+        self.estimator.update(
+            lambda points, times: self._density(points, times) * self.render_step_size,
+            step=step,
+            warmup_steps=self.cfg.occupancy_warmup_steps,
+            n_times=n_times,
+            threshold=ALPHA_THRESHOLD,
+            chunk_size=self.cfg.eval_chunk_size,
+        )
+
+    # Rendering
+
+    def forward(
+        self,
+        rays_o: Float[Tensor, "B H W 3"],
+        rays_d: Float[Tensor, "B H W 3"],
+        light_positions: Float[Tensor, "B 3"],
+        bg_color: Tensor | None = None,
+        frame_times: Float[Tensor, "B"] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Render images.
+
+        Args:
+            rays_o: ray origins in the world.
+            rays_d: unit ray directions in the world.
+            light_positions: one light per image, in the world.
+            bg_color: ``[B, C]`` or ``[B, H, W, C]``, instead of the background.
+            frame_times: scene time of each image, in [0, 1]; None is the geometry's default.
+            **kwargs: the rest of the batch, handed to the material in training.
+
+        Returns:
+            Always: comp_rgb = comp_rgb_fg + comp_rgb_bg (1 - opacity), comp_rgb_fg (premultiplied),
+            comp_rgb_bg ``[B, H, W, C]``; opacity, depth (sum of w t, not divided by opacity),
+            z_variance (0 where opacity <= 0.5) ``[B, H, W, 1]``.
+            In training, per sample: weights, t_points, t_intervals ``[Ns, 1]``, t_dirs, points
+            ``[Ns, 3]``, ray_indices ``[Ns]`` and all that the geometry gives.
+            comp_normal ``[B, H, W, 3]``, (n + 1) / 2 * opacity, in evaluation when there are
+            normals, in training with ``return_comp_normal``.
+
+        Random: in training one jitter per ray, role "ray-jitter", item = image over all ranks.
+        Where samples lie, and which are dropped, is not differentiable.
+        """
+        self._check_rays(rays_o, rays_d, light_positions, frame_times)
+        batch_size, height, width = rays_o.shape[:3]
+        if self.training:
+            output = self._render_for_training(rays_o, rays_d, light_positions, frame_times, kwargs)
+            background = self.background(dirs=rays_d) if bg_color is None else bg_color
+        else:
+            output = self._render_for_evaluation(rays_o, rays_d, light_positions, frame_times)
+            background = self._evaluate_background(rays_d) if bg_color is None else bg_color
+        output = {
+            key: value.view(batch_size, height, width, -1) if key in _IMAGE_KEYS else value
+            for key, value in output.items()
+        }
+        if background.ndim == 2:
+            background = background[:, None, None, :]
+        background = background.expand_as(output["comp_rgb_fg"])
+        comp_rgb = output["comp_rgb_fg"] + background * (1.0 - output["opacity"])
+        return {"comp_rgb": comp_rgb, "comp_rgb_bg": background, **output}
+
+    def _render_for_training(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        light_positions: Tensor,
+        frame_times: Tensor | None,
+        batch: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        image_size = rays_o.shape[1] * rays_o.shape[2]
+        rays = _Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
+        samples = self._sample(rays, self._jitter(rays_o))
+        if self.cfg.prune_alpha_threshold:
+            samples = self._prune(rays, samples)
+        samples = self._not_empty(samples)
+        result = self._shade(rays, samples, light_positions, batch)
+        output = self._composite(rays, samples, result)
+        output.update(_per_sample(samples, result))
+        if self.cfg.return_normal_perturb:
+            stream = generator("normal-perturb", self._step, item=get_rank())
+            noise = torch.randn(result["points"].shape, generator=stream).to(result["points"])
+            moved = self._geometry(
+                result["points"] + noise * NORMAL_PERTURB_STD, rays.times(samples), True
+            )
+            output["normal_perturb"] = moved["normal"]
+        return output
+
+    def _render_for_evaluation(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        light_positions: Tensor,
+        frame_times: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Rays in slices, each with as many candidates as one evaluation may hold samples."""
+        image_size = rays_o.shape[1] * rays_o.shape[2]
+        rays = _Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
+        pieces = []
+        for part in rays.split(max(1, 2**22 // self.cfg.num_samples_per_ray)):
+            samples = self._sample(part, None)
+            if self.cfg.prune_alpha_threshold:
+                samples = self._prune(part, samples)
+            samples = self._not_empty(samples)
+            result = self._shade(part, samples, light_positions, {})
+            pieces.append(self._composite(part, samples, result))
+        return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+
+    def _sample(self, rays: "_Rays", jitter: Tensor | None) -> RaySamples:
+        prune = self.cfg.grid_prune
+        with torch.no_grad():
+            return march_rays(
+                rays.origins,
+                rays.directions,
+                self.bbox,
+                self.render_step_size,
+                self.cfg.num_samples_per_ray,
+                jitter=jitter,
+                occupied=self.estimator.padded_binaries() if prune else None,
+                n_axis=self.estimator.n_axis,
+                near_plane=self.cfg.near_plane,
+                far_plane=self.cfg.far_plane,
+                ray_chunk_size=self.cfg.ray_chunk_size,
+            )
+
+    def _jitter(self, rays_o: Float[Tensor, "B H W 3"]) -> Float[Tensor, "n_rays"] | None:
+        if not self.randomized:
+            return None
+        shape = rays_o.shape[:3]
+        first_item = get_rank() * shape[0]
+        return rand_items(shape, "ray-jitter", self._step, first_item).to(rays_o).reshape(-1)
+
+    def _prune(self, rays: "_Rays", samples: RaySamples) -> RaySamples:
+        if samples.n_samples == 0:
+            return samples
+        with torch.no_grad():
+            points, times = rays.points(samples), rays.times(samples)
+            density = _chunked(self._density, self.cfg.eval_chunk_size, points, times)
+            limit = self.estimator.mean_occupancy.clamp(max=ALPHA_THRESHOLD)
+            if not self.cfg.grid_prune:
+                limit = ALPHA_THRESHOLD
+            keep = visible_samples(density[:, 0], samples, limit, EARLY_STOP_EPS)
+        return samples.select(keep.nonzero()[:, 0])
+
+    @staticmethod
+    def _not_empty(samples: RaySamples) -> RaySamples:
+        return RaySamples(
+            *validate_empty_rays(samples.ray_indices, samples.t_starts, samples.t_ends)
+        )
+
+    def _shade(
+        self,
+        rays: "_Rays",
+        samples: RaySamples,
+        light_positions: Float[Tensor, "B 3"],
+        batch: dict[str, Any],
+    ) -> dict[str, Tensor]:
+        """Geometry and colour at the samples; in slices where no gradient is kept."""
+
+        def shade(points: Tensor, viewdirs: Tensor, images: Tensor, times: Tensor | None) -> dict:
+            geometry = self._geometry(points, times, self.material.requires_normal)
+            rgb = self.material(
+                viewdirs=viewdirs,
+                positions=points,
+                light_positions=light_positions[images],
+                **geometry,
+                **batch,
+            )
+            return {**geometry, "rgb": rgb}
+
+        points = rays.points(samples)
+        viewdirs = rays.directions[samples.ray_indices]
+        images = rays.images(samples)
+        times = None if rays.frame_times is None else rays.frame_times[images]
+        if torch.is_grad_enabled() and self.training:
+            result = shade(points, viewdirs, images, times)
+        else:
+            result = chunk_batch(
+                shade, self.cfg.eval_chunk_size, points, viewdirs, images, times
+            )
+        return {**result, "points": points, "t_dirs": viewdirs}
+
+    def _composite(
+        self, rays: "_Rays", samples: RaySamples, result: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Per-ray sums: one pass over the samples for colour, opacity and depth together."""
+        lengths, t_mids = samples.t_ends - samples.t_starts, samples.t_mids
+        weights = render_weights(result["density"][:, 0], lengths, samples.ray_indices)
+        result["weights"] = weights
+        n_rays = rays.origins.shape[0]
+        ones = torch.ones_like(t_mids)
+        values = torch.cat([result["rgb"], ones[:, None], t_mids[:, None]], dim=-1)
+        summed = accumulate_along_rays(weights, values, samples.ray_indices, n_rays)
+        channels = result["rgb"].shape[-1]
+        opacity, depth = summed[:, channels : channels + 1], summed[:, channels + 1 :]
+        output = {
+            "comp_rgb_fg": summed[:, :channels],
+            "opacity": opacity,
+            "depth": depth,
+            "z_variance": _z_variance(weights, t_mids, opacity, depth, samples.ray_indices),
+        }
+        if "normal" in result and (not self.training or self.cfg.return_comp_normal):
+            normal = accumulate_along_rays(weights, result["normal"], samples.ray_indices, n_rays)
+            output["comp_normal"] = (F.normalize(normal, dim=-1) + 1.0) / 2.0 * opacity
+        return output
+
+    def _evaluate_background(self, rays_d: Float[Tensor, "B H W 3"]) -> Tensor:
+        """The background in slices of rays, which bounds memory whatever the image size."""
+        flat = rays_d.reshape(-1, 1, 1, 3)
+        return chunk_batch(
+            lambda dirs: self.background(dirs=dirs.view(1, -1, 1, 3)).view(dirs.shape[0], -1),
+            self.cfg.eval_chunk_size,
+            flat,
+        ).view(*rays_d.shape[:-1], -1)
+
+    # Calls of the geometry, with a time where it takes one
+
+    def _geometry(self, points: Tensor, times: Tensor | None, output_normal: bool) -> dict:
+        if times is not None and _takes_times(type(self.geometry).forward):
+            return self.geometry(points, output_normal=output_normal, frame_times=times)
+        return self.geometry(points, output_normal=output_normal)
+
+    def _density(self, points: Tensor, times: Tensor | None) -> Float[Tensor, "n 1"]:
+        if times is not None and _takes_times(type(self.geometry).forward_density):
+            return self.geometry.forward_density(points, frame_times=times)
+        return self.geometry.forward_density(points)
+
+    @staticmethod
+    def _check_rays(
+        rays_o: Tensor, rays_d: Tensor, light_positions: Tensor, frame_times: Tensor | None
+    ) -> None:
+        if rays_o.ndim != 4 or rays_o.shape[-1] != 3 or rays_d.shape != rays_o.shape:
+            raise ValueError(
+                f"rays_o has shape {tuple(rays_o.shape)} and rays_d {tuple(rays_d.shape)}; "
+                "expected both (B, H, W, 3). Pass the batch's rays, not flattened ones."
+            )
+        for name, value in (("light_positions", light_positions), ("frame_times", frame_times)):
+            if value is not None and value.shape[:1] != rays_o.shape[:1]:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; expected {rays_o.shape[0]} rows, one "
+                    "per image."
+                )
+
+
+_IMAGE_KEYS = ("comp_rgb_fg", "opacity", "depth", "z_variance", "comp_normal")
+
+
+@dataclass
+class _Rays:
+    """Flat rays that know which image they belong to."""
+
+    origins: Float[Tensor, "n_rays 3"]
+    directions: Float[Tensor, "n_rays 3"]
+    image_size: int
+    frame_times: Float[Tensor, "B"] | None
+    first_ray: int = field(default=0)
+
+    def split(self, size: int) -> "list[_Rays]":
+        return [
+            _Rays(
+                self.origins[start : start + size],
+                self.directions[start : start + size],
+                self.image_size,
+                self.frame_times,
+                start,
+            )
+            for start in range(0, self.origins.shape[0], size)
+        ]
+
+    def points(self, samples: RaySamples) -> Float[Tensor, "Ns 3"]:
+        rows = samples.ray_indices
+        return torch.addcmul(self.origins[rows], samples.t_mids[:, None], self.directions[rows])
+
+    def images(self, samples: RaySamples) -> Tensor:
+        rays = samples.ray_indices + self.first_ray
+        return torch.div(rays, self.image_size, rounding_mode="floor")
+
+    def times(self, samples: RaySamples) -> Float[Tensor, "Ns"] | None:
+        return None if self.frame_times is None else self.frame_times[self.images(samples)]
+
+
+def _chunked(function: Any, size: int, points: Tensor, times: Tensor | None) -> Tensor:
+    return chunk_batch(function, size, points, times)
+
+
+def _takes_times(function: Any) -> bool:
+    return "frame_times" in inspect.signature(function).parameters
+
+
+def _z_variance(
+    weights: Float[Tensor, "Ns"],
+    t_mids: Float[Tensor, "Ns"],
+    opacity: Float[Tensor, "n_rays 1"],
+    depth: Float[Tensor, "n_rays 1"],
+    ray_indices: Tensor,
+) -> Float[Tensor, "n_rays 1"]:
+    """Sum of w' (t - sum w' t)^2 with w' = w / max(opacity, 1e-5); 0 where opacity <= 0.5."""
+    total = opacity.clamp(min=1e-5)
+    mean = depth / total
+    deviation = t_mids[:, None] - mean[ray_indices]
+    variance = accumulate_along_rays(weights, deviation.square(), ray_indices, opacity.shape[0])
+    return torch.where(opacity > 0.5, variance / total, 0.0)
+
+
+def _per_sample(samples: RaySamples, result: dict[str, Tensor]) -> dict[str, Tensor]:
+    lengths = samples.t_ends - samples.t_starts
+    output = {key: value for key, value in result.items() if key not in ("rgb", "weights")}
+    output.update(
+        weights=result["weights"][:, None],
+        t_points=samples.t_mids[:, None],
+        t_intervals=lengths[:, None],
+        ray_indices=samples.ray_indices,
+    )
+    return output
