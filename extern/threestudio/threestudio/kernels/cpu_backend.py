@@ -5,10 +5,9 @@ derivatives are routed to the PyTorch twin. The number of threads follows ``torc
 and changes nothing in the results, bit for bit.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +19,8 @@ from threestudio.kernels.grid_layout import GridLayout
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64)
 
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
-_STATUS = {1: "the system has no memory left", 2: "this layout has no compiled kernel"}
+_REALS = {torch.float32: "float", torch.float64: "double"}
+_STATUS = {1: "the system has no memory left", 2: "the library is of another case"}
 
 
 class _CLayout(ctypes.Structure):
@@ -40,35 +39,43 @@ class _CLayout(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Library:
-    """The loaded library, or the reason why there is none; decided once per process."""
+    """A loaded library, or the reason why there is none."""
 
-    handle: ctypes.CDLL | None
+    forward: Callable[..., int] | None = None
+    backward: Callable[..., int] | None = None
     reason: str = ""
 
 
 @functools.cache
-def _library() -> _Library:
+def _library(dtype: torch.dtype, n_input_dims: int, n_features: int) -> _Library:
+    """Builds and loads one case; a failure is remembered as long as the process lives."""
+    macros = {
+        "GRID_REAL": _REALS[dtype],
+        "GRID_DIMS": n_input_dims,
+        "GRID_FEATURES": n_features,
+    }
     try:
-        handle = ctypes.CDLL(str(native_build.build("hash_grid.cpp")))
+        handle = ctypes.CDLL(str(native_build.build("hash_grid.cpp", macros)))
     except (native_build.BuildError, OSError) as error:
-        return _Library(None, str(error))
-    for suffix in _SUFFIX.values():
-        pointer, signed = ctypes.c_void_p, ctypes.c_int64
-        forward = getattr(handle, f"hash_grid_forward_{suffix}")
-        forward.argtypes = [pointer] * 4 + [signed, ctypes.c_int32]
-        backward = getattr(handle, f"hash_grid_backward_{suffix}")
-        backward.argtypes = [pointer] * 6 + [signed, ctypes.c_int32]
-    return _Library(handle)
+        return _Library(reason=str(error))
+    forward, backward = handle.hash_grid_forward, handle.hash_grid_backward
+    forward.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32]
+    backward.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64, ctypes.c_int32]
+    return _Library(forward, backward)
 
 
-def is_available() -> bool:
-    """Whether the kernel is built and loaded; the first call builds it, in seconds."""
-    return _library().handle is not None
+def _library_for(layout: GridLayout, dtype: torch.dtype) -> _Library:
+    return _library(dtype, layout.n_input_dims, layout.n_features_per_level)
 
 
-def unavailable_reason() -> str:
+def is_available(layout: GridLayout, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the kernel of this case is built and loaded; the first call builds it, in seconds."""
+    return not unavailable_reason(layout, dtype)
+
+
+def unavailable_reason(layout: GridLayout, dtype: torch.dtype = torch.float32) -> str:
     """Why `is_available` is false, as one sentence; empty where it is true."""
-    return _library().reason
+    return _library_for(layout, dtype).reason
 
 
 @functools.lru_cache(maxsize=64)
@@ -86,7 +93,7 @@ def _c_layout(layout: GridLayout) -> _CLayout:
 
 
 def _call(name: str, layout: GridLayout, tensors: tuple[Tensor | None, ...], dtype) -> None:
-    function = getattr(_library().handle, f"hash_grid_{name}_{_SUFFIX[dtype]}")
+    function = getattr(_library_for(layout, dtype), name)
     first = tensors[0]
     assert first is not None
     pointers = (None if each is None else each.data_ptr() for each in tensors)

@@ -12,8 +12,6 @@ in `torch_backend` defines the semantics.
 Dimension names: n points, d input dimensions, p parameters, f = levels x features per level.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import warnings
@@ -41,7 +39,7 @@ _warned: set[str] = set()
 
 def hash_grid_encode(
     x: Float[Tensor, "n d"],
-    params: Float[Tensor, p],
+    params: Float[Tensor, "p"],
     layout: GridLayout,
     backend: str = "auto",
 ) -> Float[Tensor, "n f"]:
@@ -67,12 +65,12 @@ def hash_grid_encode(
     if x.dtype != params.dtype:
         # Positions need the precision: a 16-bit coordinate cannot name a cell of a fine level.
         x = x.to(torch.promote_types(params.dtype, torch.float32))
-    return _select(backend, params)(x, params, layout)
+    return _select(backend, params, layout)(x, params, layout)
 
 
-def available_backends(device: torch.device, dtype: torch.dtype = torch.float32) -> list[str]:
-    """Names of the back ends that can be forced on this machine for this device and dtype."""
-    return [name for name in BACKENDS[1:] if _why_not(name, device, dtype) is None]
+def available_backends(layout: GridLayout, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Names of the back ends that can be forced on this machine for this case."""
+    return [name for name in BACKENDS[1:] if _why_not(name, layout, device, dtype) is None]
 
 
 def _check_arguments(x: Tensor, params: Tensor, layout: GridLayout) -> None:
@@ -93,28 +91,29 @@ def _check_arguments(x: Tensor, params: Tensor, layout: GridLayout) -> None:
         )
 
 
-def _select(backend: str, params: Tensor) -> Encode:
+def _select(backend: str, params: Tensor, layout: GridLayout) -> Encode:
+    device, dtype = params.device, params.dtype
     if backend != "auto":
-        reason = _why_not(backend, params.device, params.dtype)
-        if reason is not None:
-            raise reason
+        refusal = _why_not(backend, layout, device, dtype)
+        if refusal is not None:
+            raise refusal
         return _ENCODERS[backend]
-    device_type = params.device.type
-    if device_type == "cpu" and params.dtype in cpu_backend.SUPPORTED_DTYPES:
-        if cpu_backend.is_available():
+    if device.type == "cpu" and dtype in cpu_backend.SUPPORTED_DTYPES:
+        reason = cpu_backend.unavailable_reason(layout, dtype)
+        if not reason:
             return cpu_backend.encode
         _warn_once(
-            f"The compiled CPU hash grid is not available: {cpu_backend.unavailable_reason()} "
-            "Using the PyTorch twin, which is 12 to 14 times slower. "
-            "To remedy this install a C++17 compiler (for example: apt install g++) and start again."
+            f"The compiled CPU hash grid is not available: {reason} "
+            "Using the PyTorch twin, which is 12 to 14 times slower. To remedy this, install a "
+            "C++17 compiler (for example: apt install g++) and start again."
         )
-    elif device_type == "cuda":
-        if params.dtype == torch.float32 and _tinycudann_is_installed():
+    elif device.type == "cuda":
+        if dtype == torch.float32 and _tinycudann_is_installed():
             return _encode_tinycudann
         _warn_once(
             "No compiled CUDA hash grid is available. Using the PyTorch twin, which is several "
             "times slower and holds every corner's value for the backward pass. "
-            "To remedy this install tinycudann."
+            "To remedy this, install tinycudann."
         )
     return torch_backend.encode
 
@@ -125,23 +124,23 @@ def _warn_once(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
-def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> Exception | None:
-    """The error that forcing ``backend`` would raise, or None where it can serve."""
+def _why_not(
+    backend: str, layout: GridLayout, device: torch.device, dtype: torch.dtype
+) -> Exception | None:
+    """The error that forcing ``backend`` raises, or None where it can serve."""
     if backend not in _ENCODERS:
         return ValueError(f"Unknown hash grid back end {backend!r}; expected one of {BACKENDS}.")
-    if backend == "torch":
-        return None
-    needed, dtypes = _REQUIREMENTS[backend]
-    if device.type != needed or dtype not in dtypes:
-        names = " or ".join(str(each) for each in dtypes)
-        return ValueError(
-            f"Hash grid back end {backend!r} serves {needed} tensors of {names}; got {dtype} on "
-            f"{device}. Use backend='auto', or move the encoding."
-        )
-    if backend == "cpu" and not cpu_backend.is_available():
-        return RuntimeError(
-            f"Hash grid back end 'cpu' was asked for but {cpu_backend.unavailable_reason()}"
-        )
+    if backend in _REQUIREMENTS:
+        needed, dtypes = _REQUIREMENTS[backend]
+        if device.type != needed or dtype not in dtypes:
+            names = " or ".join(str(each) for each in dtypes)
+            return ValueError(
+                f"Hash grid back end {backend!r} serves {needed} tensors of {names}; got {dtype} "
+                f"on {device}. Use backend='auto', or move the encoding."
+            )
+    if backend == "cpu" and not cpu_backend.is_available(layout, dtype):
+        reason = cpu_backend.unavailable_reason(layout, dtype)
+        return RuntimeError(f"Hash grid back end 'cpu' was asked for but cannot run: {reason}")
     if backend == "tinycudann" and not _tinycudann_is_installed():
         return RuntimeError(
             "Hash grid back end 'tinycudann' was asked for but the package is not installed. "
@@ -172,7 +171,6 @@ def _encode_tinycudann(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
 
 
 _ENCODERS: dict[str, Encode] = {
-    "auto": torch_backend.encode,  # resolved by `_select`; listed so that the name is known
     "torch": torch_backend.encode,
     "cpu": cpu_backend.encode,
     "tinycudann": _encode_tinycudann,

@@ -6,8 +6,8 @@ meets a stale file. It is compiled into a temporary file and renamed, so concurr
 Nothing here runs at import.
 """
 
-from __future__ import annotations
-
+import atexit
+import functools
 import hashlib
 import os
 import platform
@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 SOURCE_FOLDER = Path(__file__).parent / "csrc"
@@ -62,8 +63,11 @@ def find_compiler() -> list[str]:
     raise BuildError(f"no C++ compiler was found on the path (tried {', '.join(COMPILERS)}).")
 
 
-def build(source_name: str) -> Path:
+def build(source_name: str, macros: Mapping[str, str | int]) -> Path:
     """Returns the library built from ``csrc/source_name``, compiling it if it is not cached.
+
+    Args:
+        macros: names and values that the source takes from the command line.
 
     Raises:
         BuildError: no compiler, or it refuses the source; names the cause.
@@ -72,17 +76,18 @@ def build(source_name: str) -> Path:
     if not source.is_file():
         raise BuildError(f"the source file {source} is missing from this installation.")
     compiler = find_compiler()
-    key = _key(source, compiler)
+    flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in macros.items())]
+    key = _key(source, compiler, flags)
     folder = _writable_folder()
-    library = folder / f"{source.stem}-{key}.so"
+    library = folder / "-".join([source.stem, *map(str, macros.values()), f"{key}.so"])
     if not library.is_file():
-        _compile(compiler, source, library)
+        _compile([*compiler, *flags], source, library)
     return library
 
 
-def _key(source: Path, compiler: list[str]) -> str:
+def _key(source: Path, compiler: list[str], flags: list[str]) -> str:
     parts = (source.read_bytes(), _compiler_version(compiler), _processor_features())
-    digest = hashlib.sha256(repr(_FLAGS).encode())
+    digest = hashlib.sha256(repr(flags).encode())
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:24]
@@ -115,24 +120,31 @@ def _writable_folder() -> Path:
             return folder
     except OSError:
         pass  # a read-only home: build for this process alone
-    return Path(tempfile.mkdtemp(prefix="threestudio-kernels-"))
+    return _folder_of_this_process()
 
 
-def _compile(compiler: list[str], source: Path, library: Path) -> None:
+@functools.cache
+def _folder_of_this_process() -> Path:
+    folder = tempfile.mkdtemp(prefix="threestudio-kernels-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _compile(command: list[str], source: Path, library: Path) -> None:
     """Compiles for this processor, or, where the compiler refuses that, for any."""
     failure = ""
     for native in (["-march=native"], ["-mcpu=native"], []):
         handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
         os.close(handle)
         try:
-            result = _run([*compiler, *_FLAGS, *native, str(source), "-o", temporary])
+            result = _run([*command, *native, str(source), "-o", temporary])
             if result.returncode == 0:
                 os.replace(temporary, library)
                 return
             failure = failure or _tail(result.stderr)
         finally:
             Path(temporary).unlink(missing_ok=True)
-    raise BuildError(f"{shlex.join(compiler)} could not compile {source.name}: {failure}.")
+    raise BuildError(f"{command[0]} could not compile {source.name}: {failure}.")
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -5,8 +5,6 @@ and table. Memory is bounded by one level at a time in the forward pass; autogra
 weights and values of all levels for the backward pass.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,7 +19,7 @@ _UINT32 = 0xFFFFFFFF
 
 
 def encode(
-    x: Float[Tensor, "n d"], params: Float[Tensor, p], layout: GridLayout
+    x: Float[Tensor, "n d"], params: Float[Tensor, "p"], layout: GridLayout
 ) -> Float[Tensor, "n f"]:
     """Multilinear interpolation of the table at every level; features ordered by level.
 

@@ -4,8 +4,6 @@ Shapes: n points, d input dimensions, f output features. Every encoding has `n_i
 `n_output_dims`. Those with ``accepts_frame_times = True`` take scene times besides positions.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Mapping
@@ -236,7 +234,7 @@ class CompositeEncoding(nn.Module, Updateable):
         self,
         x: Float[Tensor, "n d"],
         *args: Any,
-        frame_times: Float[Tensor, "..."] | None = None,
+        frame_times: Float[Tensor, "*times"] | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "n f"]:
         """Encodes positions; ``frame_times`` reach an encoding that takes them, others never."""

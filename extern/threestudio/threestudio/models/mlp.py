@@ -4,8 +4,6 @@ On the CPU a network over many points is memory-bound, so it runs in blocks of p
 activations stay in cache, and keeps no hidden activation for the backward pass but computes it again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

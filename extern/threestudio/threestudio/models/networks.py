@@ -1,7 +1,5 @@
 """Factories of encodings and networks from config, and the contract's names of both."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any

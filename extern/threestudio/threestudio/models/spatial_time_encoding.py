@@ -3,8 +3,6 @@
 Both take one scene time per point as a tensor argument. Shapes: n points, f features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +38,7 @@ class SpatialTimeEncoding(nn.Module, Updateable):
         self.update_occ_grid = False
 
     def points_in_time(
-        self, x: Float[Tensor, "n d"], frame_times: Float[Tensor, "..."] | None
+        self, x: Float[Tensor, "n d"], frame_times: Float[Tensor, "*times"] | None
     ) -> Float[Tensor, "n d_plus_1"]:
         """Appends to each point its time.
 

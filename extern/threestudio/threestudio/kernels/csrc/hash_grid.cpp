@@ -1,0 +1,437 @@
+// Multiresolution grid encoding on the CPU: features of points, and their gradients.
+//
+// The semantics, the order of the parameters and every table index are those of the PyTorch twin
+// (torch_backend.py), which follows tiny-cuda-nn. What is done here for speed:
+//  - Work goes level by level: the table of one level (4 MiB at 2^19 entries of 2 floats) stays in
+//    the last-level cache, the whole table would not.
+//  - Points go in blocks of 64: first the corner indices and weights of the block in vectorised
+//    loops, then a loop of independent loads that keeps many cache misses in flight.
+//  - Positions and gradients are transposed once, so that a level reads them contiguously.
+// Forward and position gradient are split into ranges of points, the table gradient into levels, so
+// no two threads write to one place and results do not depend on the number of threads.
+//
+// One build serves one case, so that it takes a second: GRID_REAL (float or double), GRID_DIMS (2 to
+// 4) and GRID_FEATURES (per level) are given by the compiler's command line.
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+constexpr int kBlock = 64;
+// Below this a thread costs more than it saves.
+constexpr int64_t kMinPointsPerThread = 1024;
+// Grid coordinates saturate here, so that cells fit 32 bits.
+constexpr double kCoordinateLimit = 1073741824.0;
+// The first prime is 1: neighbours along the first axis stay neighbours in memory.
+constexpr uint32_t kPrimes[4] = {1u, 2654435761u, 805459861u, 3674653429u};
+
+enum Status { kOk = 0, kOutOfMemory = 1, kUnsupported = 2, kFailed = 3 };
+
+}  // namespace
+
+extern "C" struct GridLayout {
+  int32_t n_input_dims;
+  int32_t n_features;
+  int32_t n_levels;
+  const double* scales;
+  const uint32_t* resolutions;
+  const uint32_t* entries;  // per level
+  const uint64_t* offsets;  // first entry of each level
+};
+
+namespace {
+
+struct Level {
+  double scale;
+  uint32_t resolution;
+  uint32_t entries;
+  uint64_t offset;
+  bool hashed;
+};
+
+Level level_of(const GridLayout& grid, int level) {
+  Level result{grid.scales[level], grid.resolutions[level], grid.entries[level],
+               grid.offsets[level], false};
+  uint64_t vertices = 1;
+  for (int dim = 0; dim < grid.n_input_dims && vertices <= result.entries; ++dim) {
+    vertices *= result.resolution;
+  }
+  result.hashed = vertices > result.entries;
+  return result;
+}
+
+// Runs task(worker) for worker = 0 .. n_workers - 1, each on a thread of its own where the system
+// grants one, otherwise one after another: tasks must not wait for each other.
+template <typename Task>
+void run_parallel(int n_workers, const Task& task) {
+  std::vector<std::thread> threads;
+  threads.reserve(n_workers);
+  int started = 1;
+  try {
+    for (; started < n_workers; ++started) threads.emplace_back(task, started);
+  } catch (const std::exception&) {
+    // No more threads to be had; the rest runs below.
+  }
+  task(0);
+  for (int worker = started; worker < n_workers; ++worker) task(worker);
+  for (auto& thread : threads) thread.join();
+}
+
+// Points split into one range per worker, in whole blocks.
+struct Split {
+  int n_workers;
+  int64_t n_points;
+  int64_t blocks_per_worker;
+
+  Split(int64_t n, int n_threads) : n_points(n) {
+    const int64_t n_blocks = (n + kBlock - 1) / kBlock;
+    const int64_t useful = std::max<int64_t>(n / kMinPointsPerThread, 1);
+    n_workers = static_cast<int>(std::min<int64_t>(std::max(n_threads, 1), useful));
+    blocks_per_worker = (n_blocks + n_workers - 1) / n_workers;
+  }
+  int64_t begin(int worker) const {
+    return std::min(worker * blocks_per_worker * kBlock, padded());
+  }
+  int64_t end(int worker) const { return begin(worker + 1); }
+  // Rounded up to whole blocks: scratch rows have this length.
+  int64_t padded() const { return (n_points + kBlock - 1) / kBlock * kBlock; }
+};
+
+template <typename T>
+std::unique_ptr<T[]> scratch(int64_t n) {
+  return std::unique_ptr<T[]>(new T[static_cast<size_t>(n)]);
+}
+
+// Corner indices and weights of one block of points at one level.
+template <typename T, int D>
+struct Corners {
+  static constexpr int kCount = 1 << D;
+
+  uint32_t index[kCount][kBlock];
+  T weight[kCount][kBlock];
+  T fraction[D][kBlock];
+  // Derivative of the grid coordinate: the level's scale, 0 where the coordinate saturates.
+  T slope[D][kBlock];
+
+  // x: planar positions, D rows of length `stride`, starting at this block.
+  void locate(const T* x, int64_t stride, const Level& level) {
+    uint32_t along[D][2][kBlock];
+    uint32_t factor = 1;
+    for (int dim = 0; dim < D; ++dim) {
+      place(x + dim * stride, dim, level, level.hashed ? kPrimes[dim] : factor, along[dim]);
+      factor *= level.resolution;
+    }
+    if (level.hashed) {
+      combine<true>(along, level.entries);
+    } else {
+      combine<false>(along, level.entries);
+    }
+  }
+
+  void weigh() {
+    for (int i = 0; i < kBlock; ++i) weight[0][i] = T(1);
+    for (int dim = 0; dim < D; ++dim) {
+      for (int corner = 0; corner < (1 << dim); ++corner) {
+        T* low = weight[corner];
+        T* high = weight[corner + (1 << dim)];
+        for (int i = 0; i < kBlock; ++i) {
+          const T upper = low[i] * fraction[dim][i];
+          low[i] = low[i] - upper;
+          high[i] = upper;
+        }
+      }
+    }
+  }
+
+ private:
+  void place(const T* x, int dim, const Level& level, uint32_t factor,
+             uint32_t (&along)[2][kBlock]) {
+    const T scale = static_cast<T>(level.scale);
+    const T limit = static_cast<T>(kCoordinateLimit);
+    for (int i = 0; i < kBlock; ++i) {
+      T position = x[i] * scale + T(0.5);
+      slope[dim][i] = position >= -limit && position <= limit ? scale : T(0);
+      position = position < -limit ? -limit : position;
+      position = position > limit ? limit : position;
+      // A NaN lies in cell 0 and keeps its NaN weights: features say so, indices stay safe.
+      const T number = position == position ? position : T(0);
+      int32_t cell = static_cast<int32_t>(number);
+      cell -= number < static_cast<T>(cell) ? 1 : 0;
+      fraction[dim][i] = position - static_cast<T>(cell);
+      const uint32_t low = static_cast<uint32_t>(cell) * factor;
+      along[0][i] = low;
+      along[1][i] = low + factor;
+    }
+  }
+
+  template <bool kHashed>
+  void combine(const uint32_t (&along)[D][2][kBlock], uint32_t entries) {
+    const uint32_t mask = entries - 1;
+    for (int corner = 0; corner < kCount; ++corner) {
+      uint32_t* out = index[corner];
+      for (int i = 0; i < kBlock; ++i) {
+        uint32_t key = along[0][corner & 1][i];
+        for (int dim = 1; dim < D; ++dim) {
+          const uint32_t next = along[dim][(corner >> dim) & 1][i];
+          key = kHashed ? key ^ next : key + next;
+        }
+        out[i] = kHashed ? key & mask : key;  // hashed levels have a power of two of entries
+      }
+      if (!kHashed) wrap(out, entries);
+    }
+  }
+
+  // Dense indices run past the level at and beyond its upper border; tiny-cuda-nn wraps them.
+  static void wrap(uint32_t* out, uint32_t entries) {
+    uint32_t largest = 0;
+    for (int i = 0; i < kBlock; ++i) largest = std::max(largest, out[i]);
+    if (largest < entries) return;
+    for (int i = 0; i < kBlock; ++i) {
+      if (out[i] >= entries) out[i] %= entries;
+    }
+  }
+};
+
+// Rows [n, D] to planar [D, padded]; the padding is zero. One worker's range.
+template <typename T>
+void to_planar(const T* rows, T* planar, int width, const Split& split, int worker) {
+  const int64_t stride = split.padded();
+  for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
+    const int64_t count = std::min<int64_t>(kBlock, split.n_points - begin);
+    for (int column = 0; column < width; ++column) {
+      T* out = planar + column * stride + begin;
+      for (int64_t i = 0; i < count; ++i) out[i] = rows[(begin + i) * width + column];
+      for (int64_t i = count; i < kBlock; ++i) out[i] = T(0);
+    }
+  }
+}
+
+// Rows [n, L, F] to or from level-major [L, padded, F]. One worker's range.
+template <typename T, int F, bool kToRows>
+void swap_levels(std::conditional_t<kToRows, T, const T>* rows,
+                 std::conditional_t<kToRows, const T, T>* planar, int n_levels,
+                 const Split& split, int worker) {
+  const int64_t stride = split.padded() * F;
+  for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
+    const int64_t end = std::min<int64_t>(begin + kBlock, split.n_points);
+    for (int level = 0; level < n_levels; ++level) {
+      for (int64_t point = begin; point < end; ++point) {
+        for (int f = 0; f < F; ++f) {
+          auto& row = rows[(point * n_levels + level) * F + f];
+          auto& entry = planar[level * stride + point * F + f];
+          if constexpr (kToRows) {
+            row = entry;
+          } else {
+            entry = row;
+          }
+        }
+      }
+    }
+  }
+}
+
+template <typename T, int D, int F>
+struct Kernel {
+  using Block = Corners<T, D>;
+
+  static int forward(const GridLayout& grid, const T* x, const T* table, T* out, int64_t n,
+                     int n_threads) {
+    const Split split(n, n_threads);
+    const auto points = scratch<T>(split.padded() * D);
+    const auto features = scratch<T>(split.padded() * F * grid.n_levels);
+    run_parallel(split.n_workers, [&](int worker) {
+      to_planar(x, points.get(), D, split, worker);
+      for (int level = 0; level < grid.n_levels; ++level) {
+        forward_level(level_of(grid, level), points.get(), table,
+                      features.get() + level * split.padded() * F, split, worker);
+      }
+      swap_levels<T, F, true>(out, features.get(), grid.n_levels, split, worker);
+    });
+    return kOk;
+  }
+
+  static int backward(const GridLayout& grid, const T* x, const T* table, const T* grad,
+                      T* grad_x, T* grad_table, int64_t n, int n_threads) {
+    const Split split(n, n_threads);
+    const auto points = scratch<T>(split.padded() * D);
+    const auto grads = scratch<T>(split.padded() * F * grid.n_levels);
+    const auto point_grads = scratch<T>(grad_x ? split.padded() * D : 0);
+    run_parallel(split.n_workers, [&](int worker) {
+      to_planar(x, points.get(), D, split, worker);
+      swap_levels<T, F, false>(grad, grads.get(), grid.n_levels, split, worker);
+      if (grad_x) {
+        position_gradient(grid, points.get(), table, grads.get(), point_grads.get(), grad_x,
+                          split, worker);
+      }
+    });
+    if (!grad_table) return kOk;
+    std::atomic<int> next{0};
+    const int n_workers = split.n_workers > 1 ? std::min(n_threads, grid.n_levels) : 1;
+    run_parallel(n_workers, [&](int) {
+      for (int level = next++; level < grid.n_levels; level = next++) {
+        table_gradient(level_of(grid, level), points.get(),
+                       grads.get() + level * split.padded() * F, grad_table, split);
+      }
+    });
+    return kOk;
+  }
+
+ private:
+  static void forward_level(const Level& level, const T* points, const T* table, T* features,
+                            const Split& split, int worker) {
+    Block block;
+    const T* entries = table + level.offset * F;
+    for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
+      block.locate(points + begin, split.padded(), level);
+      block.weigh();
+      T* out = features + begin * F;
+      for (int i = 0; i < kBlock; ++i) {
+        T sum[F] = {};
+        for (int corner = 0; corner < Block::kCount; ++corner) {
+          const T* entry = entries + static_cast<size_t>(block.index[corner][i]) * F;
+          for (int f = 0; f < F; ++f) sum[f] += block.weight[corner][i] * entry[f];
+        }
+        for (int f = 0; f < F; ++f) out[i * F + f] = sum[f];
+      }
+    }
+  }
+
+  static void table_gradient(const Level& level, const T* points, const T* grads, T* grad_table,
+                             const Split& split) {
+    Block block;
+    T* entries = grad_table + level.offset * F;
+    std::fill(entries, entries + static_cast<size_t>(level.entries) * F, T(0));
+    for (int64_t begin = 0; begin < split.n_points; begin += kBlock) {
+      block.locate(points + begin, split.padded(), level);
+      block.weigh();
+      const int count = static_cast<int>(std::min<int64_t>(kBlock, split.n_points - begin));
+      for (int i = 0; i < count; ++i) {
+        T grad[F];
+        for (int f = 0; f < F; ++f) grad[f] = grads[(begin + i) * F + f];
+        for (int corner = 0; corner < Block::kCount; ++corner) {
+          T* entry = entries + static_cast<size_t>(block.index[corner][i]) * F;
+          for (int f = 0; f < F; ++f) entry[f] += block.weight[corner][i] * grad[f];
+        }
+      }
+    }
+  }
+
+  static void position_gradient(const GridLayout& grid, const T* points, const T* table,
+                                const T* grads, T* planar, T* grad_x, const Split& split,
+                                int worker) {
+    Block block;
+    const int64_t stride = split.padded();
+    for (int dim = 0; dim < D; ++dim) {
+      std::fill(planar + dim * stride + split.begin(worker),
+                planar + dim * stride + split.end(worker), T(0));
+    }
+    for (int index = 0; index < grid.n_levels; ++index) {
+      const Level level = level_of(grid, index);
+      const T* entries = table + level.offset * F;
+      for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
+        block.locate(points + begin, stride, level);
+        project(block, entries, grads + (index * stride + begin) * F,
+                split.n_points - begin);
+        contract(block, planar + begin, stride);
+      }
+    }
+    for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
+      const int64_t end = std::min<int64_t>(begin + kBlock, split.n_points);
+      for (int64_t point = begin; point < end; ++point) {
+        for (int dim = 0; dim < D; ++dim) grad_x[point * D + dim] = planar[dim * stride + point];
+      }
+    }
+  }
+
+  // Puts the inner product of each corner's features with the incoming gradient in `weight`.
+  static void project(Block& block, const T* entries, const T* grads, int64_t n_left) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, n_left));
+    for (int i = 0; i < count; ++i) {
+      for (int corner = 0; corner < Block::kCount; ++corner) {
+        const T* entry = entries + static_cast<size_t>(block.index[corner][i]) * F;
+        T sum = 0;
+        for (int f = 0; f < F; ++f) sum += entry[f] * grads[i * F + f];
+        block.weight[corner][i] = sum;
+      }
+    }
+    for (int corner = 0; corner < Block::kCount; ++corner) {
+      for (int i = count; i < kBlock; ++i) block.weight[corner][i] = T(0);
+    }
+  }
+
+  // Adds the gradient to the positions of one block. The corner values are interpolated along one
+  // axis after another, from the last to the first, together with the partial derivatives found.
+  static void contract(Block& block, T* planar, int64_t stride) {
+    T partial[D][Block::kCount / 2][kBlock];
+    for (int axis = D - 1; axis >= 0; --axis) {
+      const int half = 1 << axis;
+      const T* fraction = block.fraction[axis];
+      for (int corner = 0; corner < half; ++corner) {
+        T* low = block.weight[corner];
+        const T* high = block.weight[corner + half];
+        for (int i = 0; i < kBlock; ++i) {
+          const T difference = high[i] - low[i];
+          partial[axis][corner][i] = difference;
+          low[i] += fraction[i] * difference;
+        }
+        for (int other = axis + 1; other < D; ++other) {
+          T* left = partial[other][corner];
+          const T* right = partial[other][corner + half];
+          for (int i = 0; i < kBlock; ++i) left[i] += fraction[i] * (right[i] - left[i]);
+        }
+      }
+    }
+    for (int dim = 0; dim < D; ++dim) {
+      for (int i = 0; i < kBlock; ++i) {
+        planar[dim * stride + i] += block.slope[dim][i] * partial[dim][0][i];
+      }
+    }
+  }
+};
+
+// No C++ exception may cross the C interface.
+template <typename Call>
+int guarded(const Call& call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  } catch (const std::exception&) {
+    return kFailed;
+  }
+}
+
+using Grid = Kernel<GRID_REAL, GRID_DIMS, GRID_FEATURES>;
+
+bool is_of_this_build(const GridLayout& grid) {
+  return grid.n_input_dims == GRID_DIMS && grid.n_features == GRID_FEATURES;
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// x [n, D], table [entries, F], out [n, L * F]: all row-major. Returns a Status.
+EXPORT int hash_grid_forward(const GridLayout* grid, const GRID_REAL* x, const GRID_REAL* table,
+                             GRID_REAL* out, int64_t n, int32_t n_threads) {
+  if (!is_of_this_build(*grid)) return kUnsupported;
+  return guarded([&] { return Grid::forward(*grid, x, table, out, n, n_threads); });
+}
+
+// Gradients are overwritten, not added to; either may be null.
+EXPORT int hash_grid_backward(const GridLayout* grid, const GRID_REAL* x, const GRID_REAL* table,
+                              const GRID_REAL* grad, GRID_REAL* grad_x, GRID_REAL* grad_table,
+                              int64_t n, int32_t n_threads) {
+  if (!is_of_this_build(*grid)) return kUnsupported;
+  return guarded(
+      [&] { return Grid::backward(*grid, x, table, grad, grad_x, grad_table, n, n_threads); });
+}
