@@ -1,4 +1,4 @@
-"""Guidance modules."""
+"""Guidances: frozen priors that score rendered images."""
 
 from threestudio.lazy import submodule_getattr as _submodule_getattr
 

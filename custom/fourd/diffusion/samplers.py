@@ -1,0 +1,115 @@
+"""Samplers: from noise and text to clean latents, for looking at a prior and for measuring it.
+
+Dimensions: ``b`` latents, ``l`` text tokens, ``d`` text width, ``k`` numbers of a camera vector.
+"""
+
+import torch
+from jaxtyping import Float
+from threestudio.models.guidance.noise_schedule import noise_schedule
+from threestudio.models.guidance.score_distillation import (
+    classifier_free_guidance,
+    diffusion_scales,
+    rescale_denoised,
+    split_prediction,
+)
+from torch import Tensor
+
+
+def trailing_timesteps(num_train_timesteps: int, steps: int) -> list[int]:
+    """Return ``steps`` timesteps from the last one downwards, equally spaced ("trailing").
+
+    The first is always the last training step, which a schedule with zero terminal SNR needs: only
+    there is pure noise what the model was trained on (Lin et al. 2023, section 3.3).
+
+    Raises:
+        ValueError: if ``steps`` is not in [1, num_train_timesteps].
+    """
+    if not 1 <= steps <= num_train_timesteps:
+        raise ValueError(
+            f"steps is {steps}; expected a number from 1 to {num_train_timesteps}, the training "
+            "steps of the schedule."
+        )
+    stride = num_train_timesteps / steps
+    return [round(num_train_timesteps - i * stride) - 1 for i in range(steps)]
+
+
+@torch.no_grad()
+def sample_ddim(
+    unet,
+    scheduler,
+    text_embeddings: Float[Tensor, "2b l d"],
+    camera: Float[Tensor, "b k"] | None,
+    shape: tuple[int, ...],
+    steps: int,
+    guidance_scale: float,
+    generator: torch.Generator | None,
+    guidance_rescale: float = 0.0,
+    group_size: int = 1,
+) -> Float[Tensor, "b c h w"]:
+    """Sample latents with deterministic DDIM (Song et al. 2021, eta = 0).
+
+    Args:
+        unet: a `UNet2DConditionModel`; its dtype and device decide those of the sampling.
+        scheduler: diffusers scheduler or its config: betas, prediction type, number of steps.
+        text_embeddings: conditional half first, then the unconditional half.
+        camera: class vector of each view, the same in both halves; None for a model without one.
+        shape: shape of the latents, (b, c, h, w); view groups contiguous.
+        steps: number of U-Net calls.
+        guidance_scale: standard convention; 1 evaluates the conditional half alone.
+        generator: draws the starting noise, on its own device; None starts from zeros.
+        guidance_rescale: strength of `rescale_denoised`, 0 to 1.
+        group_size: number of views that share one rescale factor.
+
+    Returns:
+        Clean latents in the U-Net's scaling (divide by the autoencoder's scaling factor to decode).
+
+    Raises:
+        ValueError: if the text or camera batch does not fit ``shape``, or ``steps`` is out of range.
+    """
+    schedule = noise_schedule(scheduler)
+    batch = shape[0]
+    if text_embeddings.shape[0] != 2 * batch:
+        raise ValueError(
+            f"text_embeddings holds {text_embeddings.shape[0]} rows; expected {2 * batch}, the "
+            f"conditional rows and then the unconditional ones of {batch} latents."
+        )
+    if camera is not None and camera.shape[0] != batch:
+        raise ValueError(f"camera holds {camera.shape[0]} rows; expected {batch}, one per latent.")
+    parameter = next(unet.parameters())
+    abar = schedule.alphas_cumprod.to(parameter.device)
+    text = text_embeddings.to(parameter)
+    latents = _starting_noise(shape, generator).to(parameter.device)
+    halves = 1 if guidance_scale == 1 else 2
+    labels = None if camera is None else camera.to(parameter).repeat(halves, 1)
+    timesteps = trailing_timesteps(len(abar), steps)
+    for step, following in zip(timesteps, [*timesteps[1:], None]):
+        now = torch.full((batch,), step, device=latents.device)
+        output = unet(
+            latents.to(parameter.dtype).repeat(halves, 1, 1, 1),
+            now.repeat(halves),
+            encoder_hidden_states=text[: halves * batch],
+            class_labels=labels,
+        ).sample.float()
+        signal, noise = diffusion_scales(abar, now)
+        cond = output[:batch]
+        guided = classifier_free_guidance(cond, output[-batch:], guidance_scale)
+        denoised, noise_pred = split_prediction(
+            guided, latents, signal, noise, schedule.prediction_type
+        )
+        if guidance_rescale > 0 and halves == 2:
+            denoised_cond, _ = split_prediction(
+                cond, latents, signal, noise, schedule.prediction_type
+            )
+            denoised = rescale_denoised(denoised, denoised_cond, group_size, guidance_rescale)
+        if following is None:
+            return denoised
+        next_signal, next_noise = diffusion_scales(abar, torch.full_like(now, following))
+        view = (-1, *([1] * (latents.ndim - 1)))
+        latents = next_signal.view(view) * denoised + next_noise.view(view) * noise_pred
+    raise AssertionError("trailing_timesteps returned no step")
+
+
+def _starting_noise(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return torch.zeros(shape)
+    return torch.randn(shape, generator=generator, device=generator.device)

@@ -1,0 +1,1 @@
+"""Guidances of this extension: one file per model family, all on one score-distillation module."""

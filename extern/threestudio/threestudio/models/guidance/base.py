@@ -1,0 +1,129 @@
+"""What guidances share: their common keys, their schedules, and how they load a frozen prior."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from threestudio.models.guidance.noise_schedule import NoiseSchedule
+from threestudio.utils import rng
+from threestudio.utils.base import BaseObject
+from threestudio.utils.misc import C, get_rank
+
+
+class DiffusionGuidance(BaseObject):
+    """A frozen diffusion prior that scores images; subclasses make the model call.
+
+    Schedules are pure functions of the step: `update_step` may be called for any step in any order.
+    """
+
+    @dataclass
+    class Config(BaseObject.Config):
+        """Keys that all guidances of the contract know."""
+
+        pretrained_model_name_or_path: Optional[str] = None
+        """Folder, hub id or ``embedded://name`` of the prior."""
+        revision: Optional[str] = None
+        """Commit of a hub id; None is unverified."""
+        enable_memory_efficient_attention: bool = False
+        """Accepted for upstream's configs; torch's fused attention is always used."""
+        enable_sequential_cpu_offload: bool = False
+        """Not provided; true is refused."""
+        enable_attention_slicing: bool = False
+        """Accepted for upstream's configs; torch's fused attention is always used."""
+        enable_channels_last_format: bool = False
+        """Keep the U-Net's weights in channels-last layout."""
+        guidance_scale: Any = 7.5
+        """Scale of classifier-free guidance; a number or a schedule."""
+        grad_clip: Optional[Any] = None
+        """Largest absolute gradient of a latent; a number, a schedule or None."""
+        half_precision_weights: bool = True
+        """Load the prior in fp16 on CUDA; the CPU always computes in fp32."""
+        min_step_percent: Any = 0.02
+        """Lowest noise, as a fraction of the training steps; a number or a schedule."""
+        max_step_percent: Any = 0.98
+        """Highest noise, likewise."""
+        view_dependent_prompting: bool = True
+        """Look text embeddings up by the camera's direction."""
+
+    cfg: Config
+    schedule: NoiseSchedule
+
+    @classmethod
+    def required_models(cls, cfg: Mapping[str, Any]) -> list[str]:
+        """List the models that a guidance of this configuration will load."""
+        default = cls.Config.pretrained_model_name_or_path
+        return [cfg.get("pretrained_model_name_or_path") or default]
+
+    def setup_schedule(self, schedule: NoiseSchedule) -> None:
+        """Take over a prior's schedule and set everything that depends on the step to step 0."""
+        if self.cfg.enable_sequential_cpu_offload:
+            raise ValueError(
+                "enable_sequential_cpu_offload is true; expected false, since layers are not moved "
+                "during a step. Choose half_precision_weights=true or a smaller model."
+            )
+        self.schedule = schedule
+        self.num_train_timesteps = schedule.num_train_timesteps
+        self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
+        self.update_step(0, 0)
+
+    def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
+        """Evaluate every scheduled key at a step."""
+        self._step = global_step
+        self.guidance_scale = float(C(self.cfg.guidance_scale, epoch, global_step))
+        clip = self.cfg.grad_clip
+        self.grad_clip_val = None if clip is None else float(C(clip, epoch, global_step))
+        self.set_min_max_steps(
+            C(self.cfg.min_step_percent, epoch, global_step),
+            C(self.cfg.max_step_percent, epoch, global_step),
+        )
+
+    def set_min_max_steps(
+        self, min_step_percent: float = 0.02, max_step_percent: float = 0.98
+    ) -> None:
+        """Set the range of timesteps from two fractions of the training steps.
+
+        Raises:
+            ValueError: unless 0 <= min_step_percent <= max_step_percent <= 1.
+        """
+        if not 0.0 <= min_step_percent <= max_step_percent <= 1.0:
+            raise ValueError(
+                f"min_step_percent is {min_step_percent} and max_step_percent {max_step_percent} "
+                f"at step {self._step}; expected 0 <= min_step_percent <= max_step_percent <= 1."
+            )
+        last = self.num_train_timesteps - 1
+        self.min_step = min(int(self.num_train_timesteps * min_step_percent), last)
+        self.max_step = min(int(self.num_train_timesteps * max_step_percent), last)
+
+    def weights_dtype_for(self, device: torch.device) -> torch.dtype:
+        """Return fp16 on an accelerator where the config asks for it, else fp32."""
+        half = self.cfg.half_precision_weights and device.type != "cpu"
+        return torch.float16 if half else torch.float32
+
+    def draw_timesteps(
+        self, role: str, batch: int, shared: bool
+    ) -> Int[Tensor, "b"]:
+        """Draw uniformly from [min_step, max_step] for the current step.
+
+        Args:
+            role: name of the random stream.
+            batch: how many items.
+            shared: one draw for all items of all ranks, rather than one for each item.
+        """
+        span = self.max_step + 1 - self.min_step
+        if shared:
+            stream = rng.generator(role, self._step)
+            value = torch.rand((1,), generator=stream).expand(batch)
+        else:
+            value = rng.rand_items((batch,), role, self._step, first_item=get_rank() * batch)
+        # U[0, 1) in fp32 times the span can round up to the span itself.
+        offset = (value * span).long().clamp_max(span - 1)
+        return (self.min_step + offset).to(self.device)
+
+    def draw_noise(self, role: str, shape: tuple[int, ...]) -> Float[Tensor, "b ..."]:
+        """Draw N(0, 1) for the current step, each item from its own stream, on this device."""
+        first_item = get_rank() * shape[0]
+        return rng.randn_items(shape, role, self._step, first_item=first_item, device=self.device)

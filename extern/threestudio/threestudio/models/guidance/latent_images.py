@@ -1,0 +1,64 @@
+"""Images to latents and back, through a diffusers autoencoder, with gradients.
+
+Every draw comes from the caller's own streams.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def resize_images(
+    images: Float[Tensor, "b c h w"], size: tuple[int, int]
+) -> Float[Tensor, "b c h2 w2"]:
+    """Resize bilinearly, with a low-pass filter where the images get smaller."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return functional.interpolate(
+        images, size, mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def encode_images(
+    autoencoder,
+    images: Float[Tensor, "b 3 h w"],
+    draw_noise: Callable[[tuple[int, ...]], Tensor] | None = None,
+) -> Float[Tensor, "b c h2 w2"]:
+    """Encode images in [0, 1] to scaled latents, in fp32; differentiable in the images.
+
+    Args:
+        autoencoder: `AutoencoderKL` or a model with its interface; its dtype is used inside.
+        images: RGB in [0, 1].
+        draw_noise: returns N(0, 1) values of a shape, with which the posterior is sampled; not
+            called for a posterior without variance. None gives the mean.
+    """
+    parameter = next(autoencoder.parameters())
+    posterior = autoencoder.encode((images * 2.0 - 1.0).to(parameter.dtype)).latent_dist
+    latents = posterior.mean.float()
+    if draw_noise is not None and not posterior.deterministic:
+        latents = latents + posterior.std.float() * draw_noise(tuple(latents.shape))
+    shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
+    return (latents - shift) * autoencoder.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(
+    autoencoder, latents: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b 3 h2 w2"]:
+    """Decode scaled latents to images in [0, 1], clamped, in fp32."""
+    parameter = next(autoencoder.parameters())
+    shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
+    unscaled = latents / autoencoder.config.scaling_factor + shift
+    images = autoencoder.decode(unscaled.to(parameter.dtype)).sample.float()
+    return (images * 0.5 + 0.5).clamp(0.0, 1.0)
+
+
+def latent_size(autoencoder, image_size: int) -> int:
+    """Return the edge of the latents of a square image, in latent pixels."""
+    patch = getattr(autoencoder.config, "patch_size", None)
+    if patch is None:
+        patch = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    return image_size // patch

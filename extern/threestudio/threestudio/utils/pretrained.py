@@ -1,0 +1,370 @@
+"""Where a pretrained model is: a local folder, the hub's cache on this disk, the hub, or embedded.
+
+A model is named by one string, in this order of meaning:
+
+- ``embedded://name``: a checkpoint that an extension ships, below a root it registered;
+- a folder that exists;
+- ``owner/name``: an id of the Hugging Face hub, read from the cache, else downloaded.
+
+Ids that their publishers withdrew are answered by mirrors from a table (``configs/models.yaml``).
+Whatever cannot be had ends in one sentence within seconds: the network is probed before the hub's
+own client, with its long retries, is allowed to try. Importing this module loads no hub client.
+"""
+
+import os
+import re
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import threestudio
+
+EMBEDDED_PREFIX = "embedded://"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+PROBE_SECONDS = 2.0
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_COMPONENTS_WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
+
+_embedded_roots: list[Path] = []
+_table_paths: list[Path] = []
+_announced: set[str] = set()
+
+
+class ModelUnavailableError(FileNotFoundError):
+    """A pretrained model is not on this disk and cannot be fetched; the message is one sentence."""
+
+
+def register_embedded_root(path: str | os.PathLike) -> None:
+    """Make ``embedded://name`` look for the folder ``path/name``; called by an extension."""
+    if Path(path) not in _embedded_roots:
+        _embedded_roots.append(Path(path))
+
+
+def register_model_table(path: str | os.PathLike) -> None:
+    """Add a table like ``configs/models.yaml``; it is read when an id is first looked up."""
+    if Path(path) not in _table_paths:
+        _table_paths.append(Path(path))
+
+
+def model_table(section: str) -> dict[str, Any]:
+    """Return one section ("aliases", "models", "model_names") of all registered tables, merged."""
+    from omegaconf import OmegaConf
+
+    merged: dict[str, Any] = {}
+    for path in _table_paths:
+        if path.is_file():
+            content = OmegaConf.to_container(OmegaConf.load(path))
+            merged.update(content.get(section) or {})
+    return merged
+
+
+def resolve_pretrained(
+    name_or_path: str | os.PathLike,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    components: Sequence[str] = (),
+    aliases: Mapping[str, Sequence[str]] | None = None,
+    allow_download: bool = True,
+) -> Path:
+    """Return the local folder of a model, downloading it from the hub when that is needed.
+
+    Args:
+        name_or_path: ``embedded://name``, a folder, or a hub id.
+        revision: commit, branch or tag of a hub id; None is the default branch, unverified.
+        subfolder: part of the folder to return.
+        components: parts that must be there ("unet", "vae", ...); only these are downloaded.
+        aliases: withdrawn id -> mirrors, best first; None takes the registered tables.
+        allow_download: False looks on this disk only and opens no connection.
+
+    Raises:
+        ModelUnavailableError: with the name, the cause and the two ways to get the model.
+        ValueError: if ``name_or_path`` is none of the three forms.
+    """
+    name = os.fspath(name_or_path)
+    if name.startswith(EMBEDDED_PREFIX):
+        root = _embedded_folder(name)
+    elif Path(name).expanduser().is_dir():
+        root = Path(name).expanduser()
+    elif _HUB_ID.match(name):
+        known = model_table("aliases") if aliases is None else aliases
+        root = _hub_folder(name, revision, components, known, allow_download)
+    elif os.sep in name or name.startswith((".", "~")):
+        raise ModelUnavailableError(
+            f"The model folder '{name}' does not exist; give an existing diffusers folder, or a "
+            "hub id such as 'owner/name'."
+        )
+    else:
+        raise ValueError(
+            f"'{name}' names no model; expected a local diffusers folder, a hub id such as "
+            "'owner/name', or 'embedded://name'."
+        )
+    missing = missing_parts(root, components)
+    if missing:
+        raise ModelUnavailableError(
+            f"The model '{name}' in {root} lacks {', '.join(missing)}; fetch it again, or give a "
+            "complete diffusers folder."
+        )
+    return root / subfolder if subfolder else root
+
+
+def resolve_checkpoint_file(
+    name_or_path: str | os.PathLike, revision: str | None = None, allow_download: bool = True
+) -> Path:
+    """Return a single weights file: a path, or ``owner/name/file.ext`` on the hub.
+
+    Raises:
+        ModelUnavailableError: if there is no such file here and it cannot be fetched.
+        ValueError: if the name does not end like a weights file.
+    """
+    name = os.fspath(name_or_path)
+    if not name.endswith(WEIGHT_SUFFIXES):
+        raise ValueError(
+            f"'{name}' does not look like a weights file; expected one of the endings "
+            f"{', '.join(WEIGHT_SUFFIXES)}."
+        )
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    owner_and_repository, _, filename = name.rpartition("/")
+    if not _HUB_ID.match(owner_and_repository):
+        raise ModelUnavailableError(
+            f"The weights file '{name}' does not exist; give an existing file, or "
+            "'owner/name/file.pt' for a file on the hub."
+        )
+    cached = _cached_snapshot(owner_and_repository, revision)
+    if cached is not None and (cached / filename).is_file():
+        return cached / filename
+    cause = _why_no_download(allow_download)
+    if cause is None:
+        cause = _download(owner_and_repository, revision, [filename])
+    cached = _cached_snapshot(owner_and_repository, revision)
+    if cause is None and cached is not None and (cached / filename).is_file():
+        return cached / filename
+    raise _unavailable(name, owner_and_repository, cause or f"it holds no file {filename}")
+
+
+def models_available(names: Iterable[str]) -> dict[str, bool]:
+    """Tell for each model whether it is on this disk, without opening a connection."""
+    return {name: _is_available(name) for name in names}
+
+
+def require_models(names: Iterable[str]) -> None:
+    """Resolve every model, so that a missing one stops a run before any other work.
+
+    Args:
+        names: what ``required_models(cfg)`` of guidance and prompt processor classes lists.
+
+    Raises:
+        ModelUnavailableError: for the first model that cannot be had.
+    """
+    for name in dict.fromkeys(names):
+        _resolve_any(name, allow_download=True)
+
+
+def missing_parts(root: Path, components: Sequence[str]) -> list[str]:
+    """List the files that ``components`` need and the folder does not hold; pickles do not count."""
+    missing = []
+    for component in components:
+        folder = root / component
+        if component == "scheduler":
+            required = [folder / "scheduler_config.json"]
+        elif component == "tokenizer":
+            required = [folder / "tokenizer_config.json"]
+        else:
+            required = [folder / "config.json"]
+        missing += [f"{component}/{path.name}" for path in required if not path.is_file()]
+        if component not in _COMPONENTS_WITHOUT_WEIGHTS and not any(folder.glob("*.safetensors")):
+            missing.append(f"{component}/*.safetensors")
+    return missing
+
+
+def is_offline() -> bool:
+    """Tell whether the environment asks for no network (HF_HUB_OFFLINE and its relatives)."""
+    return any(
+        os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
+        for name in _OFFLINE_VARIABLES
+    )
+
+
+def hub_cache_folder() -> Path:
+    """Return where the hub's client keeps its downloads, by its own environment variables."""
+    explicit = os.environ.get("HF_HUB_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    cache_home = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
+    home = os.environ.get("HF_HOME", os.path.join(cache_home, "huggingface"))
+    return Path(home).expanduser() / "hub"
+
+
+def _resolve_any(name: str, allow_download: bool) -> Path:
+    if name.endswith(WEIGHT_SUFFIXES):
+        return resolve_checkpoint_file(name, allow_download=allow_download)
+    return resolve_pretrained(name, allow_download=allow_download)
+
+
+def _is_available(name: str) -> bool:
+    try:
+        _resolve_any(name, allow_download=False)
+    except (ModelUnavailableError, ValueError):
+        return False
+    return True
+
+
+def _embedded_folder(name: str) -> Path:
+    relative = name.removeprefix(EMBEDDED_PREFIX)
+    if not relative or ".." in Path(relative).parts or Path(relative).is_absolute():
+        raise ValueError(f"'{name}' names no embedded model; expected 'embedded://name'.")
+    for root in _embedded_roots:
+        if (root / relative).is_dir():
+            return root / relative
+    known = sorted(f"{EMBEDDED_PREFIX}{p.name}" for r in _embedded_roots for p in r.glob("*/"))
+    raise ModelUnavailableError(
+        f"There is no embedded model '{name}'; the installed extensions ship "
+        f"{', '.join(known) or 'none'}."
+    )
+
+
+def _hub_folder(
+    name: str,
+    revision: str | None,
+    components: Sequence[str],
+    aliases: Mapping[str, Sequence[str]],
+    allow_download: bool,
+) -> Path:
+    mirrors = list(aliases.get(name, ()))
+    # A copy of the withdrawn original that is still in the cache is as good as its mirror. A
+    # revision is a commit of the original's repository, so it never applies to a mirror.
+    for candidate in [name, *mirrors]:
+        cached = _cached_snapshot(candidate, revision if candidate == name else None)
+        if cached is not None and not missing_parts(cached, components):
+            _announce_mirror(name, candidate)
+            return cached
+    cause = _why_no_download(allow_download)
+    if cause is not None:
+        raise _unavailable(name, (mirrors or [name])[0], cause)
+    causes = []
+    for candidate in mirrors or [name]:
+        own_revision = revision if candidate == name else None
+        _warn_unverified(candidate, own_revision)
+        cause = _download(candidate, own_revision, _download_patterns(components))
+        cached = _cached_snapshot(candidate, own_revision)
+        if cause is None and cached is not None:
+            _announce_mirror(name, candidate)
+            return cached
+        causes.append(f"{candidate}: {cause or 'nothing was downloaded'}")
+    raise _unavailable(name, (mirrors or [name])[0], "; ".join(causes))
+
+
+def _cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
+    """Return the snapshot folder of the hub's cache; its layout is documented and stable."""
+    repository = hub_cache_folder() / f"models--{hub_id.replace('/', '--')}"
+    reference = repository / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    if commit is None or not (repository / "snapshots" / commit).is_dir():
+        return None
+    return repository / "snapshots" / commit
+
+
+def _download_patterns(components: Sequence[str]) -> list[str]:
+    # Repositories of this family hold each weight up to four times; these names are one copy.
+    files = ["*.json", "*.txt", "diffusion_pytorch_model.safetensors", "model.safetensors"]
+    files.append("*-of-*.safetensors")
+    folders = list(components) or ["unet", "vae", "text_encoder", "tokenizer", "scheduler"]
+    return ["*.json", *(f"{folder}/{file}" for folder in folders for file in files)]
+
+
+def _why_no_download(allow_download: bool) -> str | None:
+    if not allow_download:
+        return "downloads were not asked for"
+    if is_offline():
+        return "the environment says to stay offline (HF_HUB_OFFLINE)"
+    return _network_problem()
+
+
+def _network_problem() -> str | None:
+    """Try to reach the hub, or the proxy before it, for `PROBE_SECONDS`; None when it answers."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    target = urllib.parse.urlsplit(endpoint)
+    proxy = urllib.request.getproxies().get(target.scheme)
+    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
+        target = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = target.port or (80 if target.scheme == "http" else 443)
+    reached = threading.Event()
+
+    def connect() -> None:
+        try:
+            socket.create_connection((target.hostname, port), timeout=PROBE_SECONDS).close()
+            reached.set()
+        except OSError:
+            pass
+
+    # Looking a name up cannot be given a time limit, so it happens beside the caller.
+    probe = threading.Thread(target=connect, daemon=True)
+    probe.start()
+    probe.join(PROBE_SECONDS + 0.5)
+    return None if reached.is_set() else f"{target.hostname} cannot be reached from this machine"
+
+
+def _download(hub_id: str, revision: str | None, patterns: list[str]) -> str | None:
+    """Download files into the hub's cache; return why that failed, or None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        snapshot_download(
+            hub_id,
+            revision=revision,
+            allow_patterns=patterns,
+            cache_dir=hub_cache_folder(),
+            etag_timeout=3,
+        )
+    except GatedRepoError:
+        return "its licence must first be accepted on the hub, then log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        return "the hub has no such public repository"
+    except RevisionNotFoundError:
+        return f"the repository has no revision '{revision}'"
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        return f"the hub answered {status}"
+    except OSError as error:
+        return f"the download broke off ({type(error).__name__})"
+    return None
+
+
+def _unavailable(name: str, wanted: str, cause: str) -> ModelUnavailableError:
+    mirror = "" if wanted == name else f" (withdrawn by its publisher, mirrored as '{wanted}')"
+    return ModelUnavailableError(
+        f"Model '{name}'{mirror} is not on this disk and cannot be fetched: {cause}; either run "
+        f"`hf download {wanted}` where there is a network (and copy the cache, {hub_cache_folder()}"
+        ", here), or set pretrained_model_name_or_path to a local diffusers folder."
+    )
+
+
+def _announce_mirror(name: str, candidate: str) -> None:
+    if candidate != name and name not in _announced:
+        _announced.add(name)
+        threestudio.info(
+            f"'{name}' was withdrawn by its publisher; using the mirror '{candidate}' "
+            "(configs/models.yaml, aliases)."
+        )
+
+
+def _warn_unverified(hub_id: str, revision: str | None) -> None:
+    if revision is None and hub_id not in _announced:
+        _announced.add(hub_id)
+        threestudio.warn(
+            f"'{hub_id}' is used without a pinned revision, so what the hub serves is unverified "
+            "(safetensors only); set `revision` to a commit to pin it."
+        )
