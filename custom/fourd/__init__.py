@@ -8,6 +8,8 @@ from pathlib import Path
 
 import threestudio
 from packaging.version import Version
+from threestudio.models.guidance.multiview_facts import register_camera_vector
+from threestudio.utils.diffusers_folder import register_model_class
 from threestudio.utils.pretrained import register_embedded_root, register_model_table
 
 if Version(threestudio.__version__) < Version("0.3.0"):
@@ -18,6 +20,7 @@ if Version(threestudio.__version__) < Version("0.3.0"):
 
 # Registered name to the module that registers it, relative to this package.
 REGISTRY: dict[str, str] = {
+    "multiview-diffusion-guidance": "guidance.multiview_diffusion_guidance",
     "random-multiview-camera-datamodule": "data.random_multiview_camera_datamodule",
     "single-multiview-combined-camera-datamodule": (
         "data.single_multiview_combined_camera_datamodule"
@@ -31,3 +34,8 @@ for _name, _module in REGISTRY.items():
 _package_folder = Path(__file__).parent
 register_embedded_root(_package_folder / "assets")
 register_model_table(_package_folder.parents[1] / "configs" / "models.yaml")
+register_model_class(
+    "PatchAutoencoder", f"{__name__}.diffusion.patch_autoencoder:PatchAutoencoder"
+)
+for _kind in ("mvdream", "embedded"):
+    register_camera_vector(_kind, f"{__name__}.diffusion.camera_vector:camera_vector")

@@ -15,6 +15,11 @@ BUILTINS: dict[str, str] = {
         "threestudio.models.background.neural_environment_map_background"
     ),
     "nerf-volume-renderer": "threestudio.models.renderers.nerf_volume_renderer",
+    "stable-diffusion-prompt-processor": (
+        "threestudio.models.prompt_processors.stable_diffusion_prompt_processor"
+    ),
+    "dummy-prompt-processor": "threestudio.models.prompt_processors.dummy_prompt_processor",
+    "stable-diffusion-guidance": "threestudio.models.guidance.stable_diffusion_guidance",
     "mesh-exporter": "threestudio.models.exporters.mesh_exporter",
     "dummy-exporter": "threestudio.models.exporters.base",
     "random-camera-datamodule": "threestudio.data.uncond",
