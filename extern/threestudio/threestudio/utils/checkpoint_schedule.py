@@ -1,7 +1,7 @@
 """When a training saves, and through what: the Lightning side of `threestudio.utils.checkpoint`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ _OTHER_KEYS = (
 _OUR_KEYS = ("save_last", "save_top_k", "every_n_train_steps")
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ValueError):
     """A loss, gradient or weight is NaN or infinite; the training must stop."""
 
 
@@ -97,6 +97,7 @@ class CheckpointSchedule(Checkpoint):
         self.every_n_train_steps = int(options.get("every_n_train_steps") or 0)
         self.min_interval_sec = min_interval_sec
         self.max_interval_sec = max_interval_sec
+        self.stop_requested: Callable[[], bool] = lambda: False
         self.last_path: Path | None = None
         self.last_step = -1
         self._last_time = time.monotonic()
@@ -156,7 +157,9 @@ class CheckpointSchedule(Checkpoint):
 
     def after_step(self, trainer: pl.Trainer) -> None:
         """Save if a save is due after the step that just ended."""
-        is_due = self.due(trainer.global_step, trainer.max_steps, time.monotonic())
+        is_due = self.stop_requested() or self.due(
+            trainer.global_step, trainer.max_steps, time.monotonic()
+        )
         if _any_rank(trainer, is_due):
             self.save(trainer)
 
@@ -171,7 +174,7 @@ class CheckpointSchedule(Checkpoint):
         path = self.folder / f"epoch={trainer.current_epoch}-step={step}.ckpt"
         check_finite(trainer.lightning_module, trainer.optimizers)
         try:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             if trainer.is_global_zero:
                 if self._is_milestone(step):
                     self._milestones.add(path)

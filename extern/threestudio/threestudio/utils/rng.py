@@ -121,12 +121,12 @@ def _draw_items(draw, shape, role, step, first_item, device, dtype) -> Tensor:
     return rows.to(device=device, dtype=dtype)
 
 
-def seed_global_generators(step: int) -> None:
-    """Re-seed Python's, NumPy's and torch's global generators from the role "global".
+def seed_global_generators(step: int, role: str = "global") -> None:
+    """Re-seed Python's, NumPy's and torch's global generators from the stream (role, step).
 
     Our own code never draws from them; this makes foreign modules that do resume alike.
     """
-    seed = derive_seed("global", step)
+    seed = derive_seed(role, step)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
