@@ -6,8 +6,7 @@ Shapes: ``R`` cells per axis, ``n_cells`` = R^3.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from threestudio.utils.rng import generator
@@ -101,11 +100,6 @@ class OccupancyGridEstimator(nn.Module):
         n = self.n_axis
         index = torch.stack([cells // (n * n), cells // n % n, cells % n], dim=-1)
         return self.aabbs[0, :3] + index * self._cell_size()
-
-    def padded_binaries(self) -> Bool[Tensor, "n_padded"]:
-        """The grid, flat, with its border repeated once: an index one cell off is still valid."""
-        grid = self.binaries[None].to(torch.uint8)
-        return F.pad(grid.float(), (1,) * 6, mode="replicate").bool().view(-1)
 
     @property
     def mean_occupancy(self) -> Float[Tensor, ""]:

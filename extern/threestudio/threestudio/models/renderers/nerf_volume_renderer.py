@@ -253,8 +253,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
                 self.render_step_size,
                 self.cfg.num_samples_per_ray,
                 jitter=jitter,
-                occupied=self.estimator.padded_binaries() if prune else None,
-                n_axis=self.estimator.n_axis,
+                occupied=self.estimator.binaries[0] if prune else None,
                 near_plane=self.cfg.near_plane,
                 far_plane=self.cfg.far_plane,
                 ray_chunk_size=self.cfg.ray_chunk_size,
@@ -276,7 +275,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
             limit = self.estimator.mean_occupancy.clamp(max=ALPHA_THRESHOLD)
             if not self.cfg.grid_prune:
                 limit = ALPHA_THRESHOLD
-            keep = visible_samples(density[:, 0], samples, limit, EARLY_STOP_EPS)
+            n_rays = rays.origins.shape[0]
+            keep = visible_samples(density[:, 0], samples, n_rays, limit, EARLY_STOP_EPS)
         return samples.select(keep.nonzero()[:, 0])
 
     @staticmethod
@@ -299,16 +299,16 @@ class NeRFVolumeRenderer(VolumeRenderer):
             rgb = self.material(
                 viewdirs=viewdirs,
                 positions=points,
-                light_positions=light_positions[images],
+                light_positions=light_positions.index_select(0, images),
                 **geometry,
                 **batch,
             )
             return {**geometry, "rgb": rgb}
 
         points = rays.points(samples)
-        viewdirs = rays.directions[samples.ray_indices]
+        viewdirs = rays.directions.index_select(0, samples.ray_indices)
         images = rays.images(samples)
-        times = None if rays.frame_times is None else rays.frame_times[images]
+        times = rays.times(samples)
         if torch.is_grad_enabled() and self.training:
             result = shade(points, viewdirs, images, times)
         else:
@@ -322,9 +322,9 @@ class NeRFVolumeRenderer(VolumeRenderer):
     ) -> dict[str, Tensor]:
         """Per-ray sums: one pass over the samples for colour, opacity and depth together."""
         lengths, t_mids = samples.t_ends - samples.t_starts, samples.t_mids
-        weights = render_weights(result["density"][:, 0], lengths, samples.ray_indices)
-        result["weights"] = weights
         n_rays = rays.origins.shape[0]
+        weights = render_weights(result["density"][:, 0], lengths, samples.ray_indices, n_rays)
+        result["weights"] = weights
         ones = torch.ones_like(t_mids)
         values = torch.cat([result["rgb"], ones[:, None], t_mids[:, None]], dim=-1)
         summed = accumulate_along_rays(weights, values, samples.ray_indices, n_rays)
@@ -405,8 +405,9 @@ class _Rays:
         ]
 
     def points(self, samples: RaySamples) -> Float[Tensor, "Ns 3"]:
-        rows = samples.ray_indices
-        return torch.addcmul(self.origins[rows], samples.t_mids[:, None], self.directions[rows])
+        origins = self.origins.index_select(0, samples.ray_indices)
+        directions = self.directions.index_select(0, samples.ray_indices)
+        return torch.addcmul(origins, samples.t_mids[:, None], directions)
 
     def images(self, samples: RaySamples) -> Tensor:
         rays = samples.ray_indices + self.first_ray
@@ -434,7 +435,7 @@ def _z_variance(
     """Sum of w' (t - sum w' t)^2 with w' = w / max(opacity, 1e-5); 0 where opacity <= 0.5."""
     total = opacity.clamp(min=1e-5)
     mean = depth / total
-    deviation = t_mids[:, None] - mean[ray_indices]
+    deviation = t_mids[:, None] - mean.index_select(0, ray_indices)
     variance = accumulate_along_rays(weights, deviation.square(), ray_indices, opacity.shape[0])
     return torch.where(opacity > 0.5, variance / total, 0.0)
 

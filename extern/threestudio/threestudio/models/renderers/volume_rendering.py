@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import Function
@@ -43,8 +44,9 @@ class RaySamples:
         return (self.t_starts + self.t_ends) * 0.5
 
     def select(self, keep: Tensor) -> "RaySamples":
-        """The samples that a mask or an ordered list of indices names."""
-        return RaySamples(self.ray_indices[keep], self.t_starts[keep], self.t_ends[keep])
+        """The samples that an ascending list of indices names."""
+        parts = (self.ray_indices, self.t_starts, self.t_ends)
+        return RaySamples(*(part.index_select(0, keep) for part in parts))
 
 
 def intersect_box(
@@ -77,8 +79,7 @@ def march_rays(
     step_size: float,
     n_steps: int,
     jitter: Float[Tensor, "n_rays"] | None = None,
-    occupied: Bool[Tensor, "n_padded"] | None = None,
-    n_axis: int = 0,
+    occupied: Bool[Tensor, "R R R"] | None = None,
     near_plane: float = 0.0,
     far_plane: float = 1e10,
     ray_chunk_size: int = 0,
@@ -86,61 +87,92 @@ def march_rays(
     """Sample rays inside a box at equal steps, and keep the samples in occupied cells.
 
     Sample k of a ray has its middle at t_enter + (k + u) step_size; u is the ray's jitter, or 1/2.
-    Middles beyond the exit are dropped. Not differentiable.
+    Middles beyond the exit are dropped. Where the samples lie does not depend on ``occupied``, which
+    only decides which of them are kept; nor do they depend on the chunks. Not differentiable.
 
     Args:
         n_steps: candidates per ray; n_steps * step_size should reach across the box.
         jitter: u of every ray, in [0, 1).
-        occupied: `OccupancyGridEstimator.padded_binaries`; None keeps every cell.
-        n_axis: cells per axis of ``occupied``.
+        occupied: cells of the box, x first; None keeps every sample.
         ray_chunk_size: rays per pass; 0 keeps a pass at some 2^18 candidates on a CPU, which stay
             in its cache, and 2^24 on a GPU.
     """
-    n_rays = rays_o.shape[0]
-    if ray_chunk_size <= 0:
-        ray_chunk_size = max(1, 2 ** (24 if rays_o.is_cuda else 18) // n_steps)
     t_enter, t_exit = intersect_box(rays_o, rays_d, bbox, near_plane, far_plane)
-    offset = 0.5 if jitter is None else jitter
-    t_first = t_enter + offset * step_size
-    cells_o, cells_d = None, None
+    t_first = t_enter + (0.5 if jitter is None else jitter) * step_size
+    k_first = torch.zeros_like(t_first)
     if occupied is not None:
-        # In units of padded cells, where cell 0 is the border; rays that miss stay in the middle.
-        scale = n_axis / (bbox[1] - bbox[0])
-        hit = (t_exit > t_enter)[:, None]
-        cells_o = torch.where(hit, (rays_o - bbox[0]) * scale + 1.0, n_axis / 2)
-        cells_d = torch.where(hit, rays_d * scale, 0.0)
-    steps = torch.arange(n_steps, device=rays_o.device, dtype=rays_o.dtype) * step_size
+        # Only the part of a ray inside the box of the occupied cells is worth a look. A margin of
+        # two steps keeps rounding from ever deciding.
+        tight = _occupied_box(occupied, bbox)
+        t_near, t_far = intersect_box(rays_o, rays_d, tight, near_plane, far_plane)
+        k_first = torch.floor((t_near - t_first) / step_size - 1.0).clamp(min=0.0)
+        t_far = torch.where(t_far > t_near, t_far + 2 * step_size, 0.0)
+        t_exit = torch.minimum(t_exit, t_far)
+    # These two waits for the device shrink all that follows to the rays and steps that can matter.
+    hits = (t_first + k_first * step_size < t_exit).nonzero()[:, 0]
+    if hits.numel() == 0:
+        return RaySamples(hits, rays_o.new_zeros(0), rays_o.new_zeros(0))
+    t_first, k_first, t_exit = t_first[hits], k_first[hits], t_exit[hits]
+    longest = ((t_exit - t_first) / step_size - k_first).amax().item()
+    n_candidates = min(n_steps, int(longest) + 1)
+    if occupied is not None:
+        # In units of cells of the grid with its border repeated once, where cell 0 is the border:
+        # an index that rounding puts one cell off is still valid.
+        grid, scale = _pad_grid(occupied), occupied.shape[0] / (bbox[1] - bbox[0])
+        cells_o = (rays_o.index_select(0, hits) - bbox[0]) * scale + 1.0
+        cells_d = rays_d.index_select(0, hits) * scale
+    if ray_chunk_size <= 0:
+        ray_chunk_size = max(1, 2 ** (24 if rays_o.is_cuda else 18) // n_candidates)
+    steps = torch.arange(n_candidates, device=rays_o.device, dtype=rays_o.dtype)
     indices, middles = [], []
-    for start in range(0, n_rays, ray_chunk_size):
+    for start in range(0, hits.numel(), ray_chunk_size):
         part = slice(start, start + ray_chunk_size)
-        t_mids = t_first[part, None] + steps
+        t_mids = (k_first[part, None] + steps).mul_(step_size).add_(t_first[part, None])
         alive = t_mids < t_exit[part, None]
         if occupied is not None:
-            # Past the exit the cell index would leave the grid; those samples are dropped anyway.
+            # Past the exit the cell would leave the grid; those samples are dropped anyway.
             inside = torch.minimum(t_mids, t_exit[part, None])
-            alive &= _lookup(inside, cells_o[part], cells_d[part], occupied, n_axis + 2)
+            alive &= _lookup(inside, cells_o[part], cells_d[part], grid)
         found = alive.view(-1).nonzero()[:, 0]
-        indices.append(torch.div(found, n_steps, rounding_mode="floor") + start)
-        middles.append(t_mids.view(-1)[found])
-    ray_indices = torch.cat(indices) if indices else rays_o.new_zeros(0, dtype=torch.long)
-    t_mids = torch.cat(middles) if middles else rays_o.new_zeros(0)
-    return RaySamples(ray_indices, t_mids - step_size / 2, t_mids + step_size / 2)
+        rows = torch.div(found, n_candidates, rounding_mode="floor")
+        indices.append(hits[part].index_select(0, rows))
+        middles.append(t_mids.view(-1).index_select(0, found))
+    t_mids = torch.cat(middles)
+    return RaySamples(torch.cat(indices), t_mids - step_size / 2, t_mids + step_size / 2)
+
+
+def _occupied_box(occupied: Bool[Tensor, "R R R"], bbox: Float[Tensor, "2 3"]) -> Tensor:
+    """The smallest box of whole cells that holds every occupied one; inverted when none is."""
+    n_axis = occupied.shape[0]
+    cells = torch.arange(n_axis, device=occupied.device)
+    low, high = [], []
+    for axis in range(3):
+        filled = occupied.movedim(axis, 0).reshape(n_axis, -1).any(dim=1)
+        low.append(torch.where(filled, cells, n_axis).amin())
+        high.append(torch.where(filled, cells + 1, 0).amax())
+    corners = torch.stack([torch.stack(low), torch.stack(high)]).to(bbox) / n_axis
+    return bbox[0] + corners * (bbox[1] - bbox[0])
+
+
+def _pad_grid(occupied: Bool[Tensor, "R R R"]) -> Bool[Tensor, "P P P"]:
+    grid = F.pad(occupied[None, None].float(), (1,) * 6, mode="replicate")
+    return grid[0, 0].bool()
 
 
 def _lookup(
     t_mids: Float[Tensor, "n S"],
     cells_o: Float[Tensor, "n 3"],
     cells_d: Float[Tensor, "n 3"],
-    occupied: Bool[Tensor, "n_padded"],
-    n_axis: int,
+    grid: Bool[Tensor, "P P P"],
 ) -> Bool[Tensor, "n S"]:
     """Occupancy at points of rays, one axis at a time: no tensor of positions is ever made."""
     index = None
     for axis in range(3):
-        position = torch.addcmul(cells_o[:, axis, None], t_mids, cells_d[:, axis, None])
+        # A product and a sum rather than addcmul, which does not vectorise over two broadcasts.
+        position = (t_mids * cells_d[:, axis, None]).add_(cells_o[:, axis, None])
         cell = position.int()  # truncation is floor here: positions are positive
-        index = cell if index is None else torch.add(cell, index, alpha=n_axis)
-    return occupied.index_select(0, index.view(-1)).view_as(t_mids)
+        index = cell if index is None else cell.add_(index, alpha=grid.shape[0])
+    return grid.view(-1).index_select(0, index.view(-1)).view_as(t_mids)
 
 
 class _RenderWeights(Function):
@@ -152,53 +184,54 @@ class _RenderWeights(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tau: Tensor, ray_indices: Tensor) -> Tensor:
-        first, last = _ray_ends(ray_indices)
+    def forward(ctx: Any, tau: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
+        first, last = _ray_ends(ray_indices, n_rays)
         total = tau.double().cumsum(0)
-        before = (total - tau) - (total - tau)[first]
-        trans = torch.exp(-before).to(tau.dtype)
+        before = total - tau
+        before -= before.index_select(0, first)
+        trans = before.neg_().exp_().to(tau.dtype)
+        trans_after = trans * torch.exp(-tau)
         weights = trans * -torch.expm1(-tau)
-        ctx.save_for_backward(trans * torch.exp(-tau), weights, last)
+        ctx.save_for_backward(trans_after, weights, last)
         return weights
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         trans_after, weights, last = ctx.saved_tensors
         total = (grad * weights).double().cumsum(0)
-        later = (total[last] - total).to(grad.dtype)
-        return grad * trans_after - later, None
+        later = (total.index_select(0, last) - total).to(grad.dtype)
+        return grad * trans_after - later, None, None
 
 
-def _ray_ends(ray_indices: Int[Tensor, "n_samples"]) -> tuple[Tensor, Tensor]:
+def _ray_ends(ray_indices: Int[Tensor, "n_samples"], n_rays: int) -> tuple[Tensor, Tensor]:
     """Position in the list of the first and last sample of each sample's ray."""
-    n_samples = ray_indices.shape[0]
-    position = torch.arange(n_samples, device=ray_indices.device)
-    starts = torch.ones(n_samples, dtype=torch.bool, device=ray_indices.device)
-    starts[1:] = ray_indices[1:] != ray_indices[:-1]
-    ends = starts.roll(-1)
-    first = torch.where(starts, position, 0).cummax(0).values
-    last = torch.where(ends, position, n_samples).flip(0).cummin(0).values.flip(0)
-    return first, last
+    ones = torch.ones_like(ray_indices)
+    counts = ray_indices.new_zeros(n_rays).index_add_(0, ray_indices, ones)
+    ends = counts.cumsum(0)
+    first = (ends - counts).index_select(0, ray_indices)
+    return first, (ends - 1).index_select(0, ray_indices)
 
 
 def render_weights(
     densities: Float[Tensor, "n_samples"],
     t_intervals: Float[Tensor, "n_samples"],
     ray_indices: Int[Tensor, "n_samples"],
+    n_rays: int,
 ) -> Float[Tensor, "n_samples"]:
     """Compositing weights w_i = T_i (1 - exp(-density_i length_i)) (NeRF, eq. 3).
 
     Args:
         densities: non-negative, per world unit.
         t_intervals: lengths of the samples.
-        ray_indices: ray of each sample; samples of one ray stand together, nearest first.
+        ray_indices: ray of each sample, ascending; samples of one ray nearest first.
+        n_rays: number of rays.
 
     Differentiable once, with respect to densities and intervals. Optical depths above 100 count as
     100.
     """
     tau = (densities * t_intervals).clamp(max=MAX_OPTICAL_DEPTH)
-    return _RenderWeights.apply(tau, ray_indices)
+    return _RenderWeights.apply(tau, ray_indices, n_rays)
 
 
 def accumulate_along_rays(
@@ -216,6 +249,7 @@ def accumulate_along_rays(
 def visible_samples(
     densities: Float[Tensor, "n_samples"],
     samples: RaySamples,
+    n_rays: int,
     alpha_threshold: Float[Tensor, ""] | float,
     early_stop_eps: float = 1e-4,
 ) -> Bool[Tensor, "n_samples"]:
@@ -224,7 +258,7 @@ def visible_samples(
     T is what is left behind all the nearer samples, thin ones included. Not differentiable.
     """
     tau = (densities * (samples.t_ends - samples.t_starts)).clamp(max=MAX_OPTICAL_DEPTH)
-    first, _ = _ray_ends(samples.ray_indices)
-    total = tau.double().cumsum(0) - tau
-    trans = torch.exp(total[first] - total)
+    first, _ = _ray_ends(samples.ray_indices, n_rays)
+    before = tau.double().cumsum(0) - tau
+    trans = torch.exp(before.index_select(0, first) - before)
     return (-torch.expm1(-tau) >= alpha_threshold) & (trans >= early_stop_eps)
