@@ -52,8 +52,8 @@ def register_lazy(name: str, module: str) -> None:
     registered = __modules__.get(name)
     if declared not in (None, module):
         raise ValueError(_collision(name, declared, module))
-    if registered is not None and registered.__module__ != module and _is_first_party(module):
-        if _is_first_party(registered.__module__):
+    if registered is not None and registered.__module__ != module and is_first_party(module):
+        if is_first_party(registered.__module__):
             raise ValueError(_collision(name, registered.__module__, module))
     _lazy_modules[name] = module
 
@@ -136,23 +136,24 @@ def _may_take(name: str, cls: type) -> bool:
     holder = _lazy_modules.get(name) if holder_class is None else holder_class.__module__
     if holder is None and name in _aliases:
         holder = "threestudio.registry_table"
-        if _is_first_party(newcomer):
+        if is_first_party(newcomer):
             raise ValueError(f"{name!r} is an alias of {_aliases[name]!r}; register another name.")
     if holder is None or holder == newcomer:
         same = holder_class is None or holder_class.__qualname__ == cls.__qualname__
         if not same:
             raise ValueError(_collision(name, holder, newcomer))
         return True
-    if _is_first_party(holder) and not _is_first_party(newcomer):
+    if is_first_party(holder) and not is_first_party(newcomer):
         info("%s replaces the built-in module %r.", newcomer, name)
         return True
-    if _is_first_party(newcomer) and not _is_first_party(holder):
+    if is_first_party(newcomer) and not is_first_party(holder):
         # An extension replaced the name before our own module was first imported.
         return False
     raise ValueError(_collision(name, holder, newcomer))
 
 
-def _is_first_party(module: str) -> bool:
+def is_first_party(module: str) -> bool:
+    """Tell whether a module, by its dotted name, belongs to this project."""
     return any(module == root or module.startswith(root + ".") for root in FIRST_PARTY_PACKAGES)
 
 

@@ -1,6 +1,6 @@
 """Errors of configurations: what a user wrote, what was expected, how to repair it."""
 
-from omegaconf.errors import ValidationError
+from omegaconf.errors import InterpolationToMissingValueError, ValidationError
 
 
 class ConfigError(Exception):
@@ -15,7 +15,7 @@ class WrongTypeError(ConfigError, ValidationError):
     """A value has another type than its field."""
 
 
-class MissingValueError(ConfigError, ValueError):
+class MissingValueError(ConfigError, InterpolationToMissingValueError):
     """A value that the user must give is missing."""
 
 

@@ -243,7 +243,7 @@ def _quote_typed_text(text: str) -> str:
             pending.extend(node.value)
             continue
         for key, value in node.value:
-            if key.value in TEXT_KEYS and value.tag in _NUMBER_TAGS and value.style is None:
+            if key.value in TEXT_KEYS and value.tag in _NUMBER_TAGS and not value.style:
                 spans.append((value.start_mark.index, value.end_mark.index))
             pending.append(value)
     for start, end in sorted(set(spans), reverse=True):

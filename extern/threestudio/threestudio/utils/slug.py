@@ -19,13 +19,13 @@ def safe_folder_name(text: str, suffix: str = "") -> str:
         text: any text, such as a prompt.
         suffix: appended after cutting, such as a time stamp.
     """
-    name = _UNSAFE.sub("_", text)
+    name = _UNSAFE.sub("_", text).strip(" ")
     suffix = _UNSAFE.sub("_", suffix)
     encoded = name.encode("utf-8", errors="replace")
     if len(encoded) > _MAX_BYTES:
         mark = hashlib.sha256(encoded).hexdigest()[:8]
         name = encoded[: _MAX_BYTES - 9].decode("utf-8", errors="ignore") + "-" + mark
-    joined = (name + suffix).strip(" ")
+    joined = name + suffix
     return joined + "_" if joined.strip(".") == "" else joined
 
 

@@ -1,0 +1,75 @@
+"""What a machine offers: GPU memory, models on disk, words that an embedded encoder knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from omegaconf import DictConfig
+
+from threestudio.launcher.profiles import Machine
+from threestudio.launcher.validate import iterate_parts, required_models
+from threestudio.utils.config_errors import ConfigError
+from threestudio.utils.config_text import TEXT_KEYS
+
+
+def probe_machine(candidate: Callable[[str], DictConfig]) -> Machine:
+    """Describe this machine to `choose_profile`.
+
+    Args:
+        candidate: returns the resolved experiment under a profile, or raises a `ConfigError`.
+    """
+    return Machine(
+        free_gpu_gib=_free_gpu_gib(),
+        has_models=lambda name: _has_models(candidate, name),
+        covers_prompt=lambda name: _covers_prompt(candidate, name),
+    )
+
+
+def unknown_prompt_words(cfg: DictConfig) -> list[str]:
+    """List words of the experiment's prompts that the models of its prompt processors lack."""
+    from threestudio.models.prompt_processors.vocabulary import read_vocabulary
+    from threestudio.utils.pretrained import resolve_pretrained
+
+    unknown: list[str] = []
+    for part in iterate_parts(cfg):
+        texts = [text for text in _prompts(part.cfg) if text]
+        lister = getattr(part.cls, "required_models", None)
+        if not texts or not callable(lister):
+            continue
+        for model in lister(part.cfg):
+            vocabulary = read_vocabulary(resolve_pretrained(model, allow_download=False))
+            if vocabulary is not None:
+                unknown += [word for text in texts for word in vocabulary.unknown_words(text)]
+    return list(dict.fromkeys(unknown))
+
+
+def _free_gpu_gib() -> float | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free_bytes, _ = torch.cuda.mem_get_info()
+    return free_bytes / 2**30
+
+
+def _has_models(candidate: Callable[[str], DictConfig], name: str) -> bool:
+    from threestudio.utils.pretrained import models_available
+
+    try:
+        return all(models_available(required_models(candidate(name))).values())
+    except ConfigError:
+        return False
+
+
+def _covers_prompt(candidate: Callable[[str], DictConfig], name: str) -> bool:
+    try:
+        return not unknown_prompt_words(candidate(name))
+    except (ConfigError, OSError, ValueError):
+        return False
+
+
+def _prompts(cfg: DictConfig) -> Iterator[str]:
+    for key in TEXT_KEYS:
+        value = cfg.get(key)
+        if isinstance(value, str):
+            yield value
