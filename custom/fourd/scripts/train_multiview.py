@@ -7,17 +7,23 @@ on from the last checkpoint before the decay. Kill it at any time; the same comm
     python -m custom.fourd.scripts.render_views --work outputs/assets
     python -m custom.fourd.scripts.train_multiview --work outputs/assets --steps 12000
     python -m custom.fourd.scripts.train_multiview --work outputs/assets --steps 12000 --export
+
+On a CPU, one process with one thread per core is much faster than one process with many threads:
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m custom.fourd.scripts.train_multiview ...
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
@@ -151,6 +157,7 @@ class Trainer:
         loss = functional.mse_loss(predicted, target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * scale * group["factor"]
@@ -158,6 +165,18 @@ class Trainer:
         self.step_count += 1
         self._average()
         return float(loss.detach())
+
+    def _share_gradients(self) -> None:
+        """Replace gradients by their mean over the processes, in one message."""
+        if not dist.is_initialized():
+            return
+        gradients = [p.grad for p in self.modules.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -241,15 +260,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--warmup-steps", type=int, default=200)
     parser.add_argument("--decay-steps", type=int, default=2500)
-    parser.add_argument("--groups", type=int, default=8, help="4-view groups in a batch")
+    parser.add_argument("--groups", type=int, default=8, help="4-view groups in the joint batch")
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long")
     parser.add_argument("--name", default="multiview", help="of the checkpoint in --work")
     parser.add_argument("--export", action="store_true", help="write the asset, do not train")
     args = parser.parse_args(argv)
 
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
+        dist.init_process_group("gloo")
     torch.manual_seed(args.seed)
     groups = [load_groups(path) for path in sorted(args.work.glob("views_*.pt"))]
     if not groups:
@@ -284,24 +305,24 @@ def main(argv: list[str] | None = None) -> int:
     while trainer.step_count < args.steps:
         step = trainer.step_count
         scale = rate_scale(step, args.steps, args.warmup_steps, args.decay_steps)
-        batch = source.batch(step, args.groups)
-        losses.append(trainer.train_step(batch, scale, args.seed * 7_000_003 + step))
+        item = step * ranks + rank
+        batch = source.batch(item, args.groups // ranks)
+        losses.append(trainer.train_step(batch, scale, args.seed * 7_000_003 + item))
         now = time.monotonic()
+        if rank > 0:
+            continue
         if trainer.step_count % 50 == 0:
             line = f"{trainer.step_count} loss {sum(losses) / len(losses):.4f} {now - start:.0f} s"
             losses.clear()
             with log.open("a") as file:
                 file.write(line + "\n")
             print(line, flush=True)
-        stop = now - start > args.minutes * 60
-        if now - saved > 120 or stop or trainer.step_count == args.steps:
+        if now - saved > 120 or trainer.step_count == args.steps:
             state = {**trainer.state(), "steps": args.steps, "decay_from": decay_from}
             save_atomically(state, path)
             if trainer.step_count <= decay_from:
                 save_atomically(state, stable)
             saved = time.monotonic()
-        if stop:
-            break
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Measures of images and scenes, one file each."""

@@ -1,0 +1,1 @@
+"""4D rendering: registered volume renderers and `Scene`, the way everything else sees a scene."""

@@ -1,0 +1,144 @@
+"""A trained scene, as evaluation, export, editing and distillation see it.
+
+`Scene` hides which system trained what: cameras and scene times go in, colour, alpha and depth
+come out. `load_scene` builds one from a checkpoint alone, without any diffusion model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import threestudio
+from custom.fourd.ops.camera import camera_rays, intrinsics_from_fovy
+
+PARTS = ("geometry", "material", "background", "renderer")
+
+
+@dataclass
+class SceneImages:
+    """Renders of a scene, one per camera."""
+
+    rgb: Float[Tensor, "b h w 3"]
+    """Colour in [0, 1] over the background."""
+    alpha: Float[Tensor, "b h w 1"]
+    """Accumulated opacity in [0, 1]."""
+    depth: Float[Tensor, "b h w 1"]
+    """Expected Euclidean distance along the ray in scene units: the contract's depth divided by
+    the opacity, 0 where the scene is empty."""
+
+
+class Scene:
+    """Geometry, material, background and renderer of a trained scene."""
+
+    def __init__(self, geometry: nn.Module, material: Any, background: Any, renderer: Any) -> None:
+        self.geometry, self.material = geometry, material
+        self.background, self.renderer = background, renderer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scene's parameters are."""
+        return next(self.geometry.parameters()).device
+
+    @torch.no_grad()
+    def render(
+        self,
+        c2w: Float[Tensor, "b 4 4"],
+        fovy: Float[Tensor, "b"],
+        height: int,
+        width: int,
+        frame_times: Float[Tensor, "b"] | None = None,
+        background: Float[Tensor, "3"] | None = None,
+    ) -> SceneImages:
+        """Images of the scene, without randomness.
+
+        Args:
+            c2w: camera-to-world matrices of the contract.
+            fovy: vertical fields of view in radians.
+            frame_times: scene time per camera in [0, 1]; None means 0.
+            background: colour that replaces the scene's own background.
+
+        The parts keep the training or evaluation mode that they were in.
+        """
+        device = self.device
+        c2w, fovy = c2w.to(device), fovy.to(device)
+        rays_o, rays_d = camera_rays(c2w, intrinsics_from_fovy(fovy, height, width), height, width)
+        extra = {} if frame_times is None else {"frame_times": frame_times.to(device)}
+        with _evaluating(self.geometry, self.material, self.background, self.renderer):
+            out = self.renderer(
+                rays_o=rays_o, rays_d=rays_d, light_positions=c2w[:, :3, 3], c2w=c2w, **extra
+            )
+        opacity, rgb = out["opacity"], out["comp_rgb"]
+        if background is not None:
+            rgb = out["comp_rgb_fg"] + (1 - opacity) * background.to(rgb)
+        depth = out["depth"] / opacity.clamp_min(1e-5) * (opacity > 1e-3)
+        return SceneImages(rgb.clamp(0, 1), opacity.clamp(0, 1), depth)
+
+
+class _evaluating:
+    """Switches modules to evaluation and back to what they were."""
+
+    def __init__(self, *modules: Any) -> None:
+        self.modules = [module for module in modules if isinstance(module, nn.Module)]
+
+    def __enter__(self) -> None:
+        self.modes = [module.training for module in self.modules]
+        for module in self.modules:
+            module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in zip(self.modules, self.modes, strict=True):
+            module.train(mode)
+
+
+def load_scene(checkpoint: str | Path, device: torch.device | None = None) -> Scene:
+    """The scene that a checkpoint holds, ready to render.
+
+    Args:
+        checkpoint: a file written by one of our systems, or an upstream checkpoint that lies in
+            its run folder (beside `configs/parsed.yaml`).
+        device: where to put it; None keeps it on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, unsafe, or carries no config to rebuild the scene from.
+    """
+    from threestudio.utils.checkpoint import load_checkpoint
+
+    path = Path(checkpoint)
+    data = load_checkpoint(path)
+    system = _system_config(data, path)
+    built = {name: _build(system, name) for name in ("geometry", "material", "background")}
+    renderer = threestudio.find(system["renderer_type"])(system.get("renderer", {}), **built)
+    for name, part in (*built.items(), ("renderer", renderer)):
+        prefix = f"{name}."
+        state = {k.removeprefix(prefix): v for k, v in data["state_dict"].items() if k.startswith(prefix)}
+        part.load_state_dict(state, strict=False)
+        part.do_update_step(0, int(data.get("global_step", 0)), on_load_weights=True)
+        part.eval()
+        if device is not None:
+            part.to(device)
+    return Scene(renderer=renderer, **built)
+
+
+def _build(system: dict, name: str) -> Any:
+    return threestudio.find(system[f"{name}_type"])(system.get(name, {}))
+
+
+def _system_config(data: dict, path: Path) -> dict:
+    if "config" in data:
+        return data["config"]["system"]
+    beside = path.parent.parent / "configs" / "parsed.yaml"
+    if not beside.exists():
+        raise ValueError(
+            f"{path} carries no config and {beside} does not exist; a scene can be rebuilt from a "
+            "checkpoint of this project, or from one that still lies in its run folder."
+        )
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(beside).system, resolve=True)

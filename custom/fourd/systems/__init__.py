@@ -1,0 +1,1 @@
+"""Systems: the only files that know a whole method."""
