@@ -4,7 +4,9 @@
 and is no module, `BaseModule` is the same with parameters.
 """
 
+import functools
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from torch import nn
 
 from threestudio.utils.config import parse_structured
 from threestudio.utils.misc import get_device, load_module_weights
+
+_FRAMEWORKS = ("torch", "pytorch_lightning", "lightning", "lightning_fabric")
+_METHODS = (FunctionType, classmethod, staticmethod)
 
 
 class Updateable:
@@ -51,9 +56,7 @@ class Updateable:
 
     def _updateable_children(self) -> "list[Updateable]":
         children = []
-        for name in self.__dir__():
-            if name.startswith("_"):
-                continue
+        for name in _visited_names(self):
             try:
                 child = getattr(self, name)
             except Exception:
@@ -63,6 +66,38 @@ class Updateable:
             if isinstance(child, Updateable):
                 children.append(child)
         return children
+
+
+def _visited_names(obj: Any) -> list[str]:
+    """Public names of ``__dir__()`` that may hold an updateable object.
+
+    The walk runs every step, and a Lightning module has hundreds of names that cannot: methods,
+    and properties of the frameworks' own classes, some of them slow. They are left out.
+    """
+    cls = type(obj)
+    if cls.__dir__ not in (object.__dir__, nn.Module.__dir__):
+        return [name for name in obj.__dir__() if not name.startswith("_")]
+    names = dict.fromkeys(name for name in obj.__dict__ if not name.startswith("_"))
+    if isinstance(obj, nn.Module):
+        names.update(dict.fromkeys(name for name in obj._modules if not name.startswith("_")))
+        names.update(dict.fromkeys(_class_names(cls)))
+        return sorted(names)
+    names.update(dict.fromkeys(_class_names(cls)))
+    return list(names)
+
+
+@functools.cache
+def _class_names(cls: type) -> tuple[str, ...]:
+    """Public attributes of a class, without methods and what torch and Lightning define."""
+    names: dict[str, bool] = {}
+    for base in cls.__mro__:
+        framework = base.__module__.partition(".")[0] in _FRAMEWORKS
+        for name, value in vars(base).items():
+            if name not in names:
+                names[name] = not (
+                    framework or name.startswith("_") or isinstance(value, _METHODS)
+                )
+    return tuple(sorted(name for name, visited in names.items() if visited))
 
 
 def update_if_possible(module: Any, epoch: int, global_step: int) -> None:

@@ -129,4 +129,8 @@ def seed_global_generators(step: int, role: str = "global") -> None:
     seed = derive_seed(role, step)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    torch.manual_seed(seed)
+    # torch.manual_seed would queue a call with its stack trace for each device back end that is
+    # not initialised yet, which costs more than a small step and grows without bound.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
