@@ -9,6 +9,7 @@ import ctypes
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from threestudio.kernels import native_build, torch_backend
 from threestudio.kernels.grid_layout import GridLayout
 
+SOURCE = Path(__file__).parent / "csrc" / "hash_grid.cpp"
 SUPPORTED_DTYPES = (torch.float32, torch.float64)
 
 _REALS = {torch.float32: "float", torch.float64: "double"}
@@ -55,7 +57,7 @@ def _library(dtype: torch.dtype, n_input_dims: int, n_features: int) -> _Library
         "GRID_FEATURES": n_features,
     }
     try:
-        handle = ctypes.CDLL(str(native_build.build("hash_grid.cpp", macros)))
+        handle = ctypes.CDLL(str(native_build.build(SOURCE, macros)))
     except (native_build.BuildError, OSError) as error:
         return _Library(reason=str(error))
     forward, backward = handle.hash_grid_forward, handle.hash_grid_backward

@@ -1,4 +1,4 @@
-"""Builds one C++ source file of this package into a shared library, once per machine.
+"""Builds one C++ source file into a shared library, once per machine.
 
 The library lies in a per-user cache folder under a name made of the hashes of the source, of the
 compiler's version and of the processor's features, so a changed source, compiler or machine never
@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-SOURCE_FOLDER = Path(__file__).parent / "csrc"
 COMPILERS = ("g++", "clang++", "c++")
 BUILD_TIMEOUT_SEC = 300
 
@@ -63,8 +62,8 @@ def find_compiler() -> list[str]:
     raise BuildError(f"no C++ compiler was found on the path (tried {', '.join(COMPILERS)}).")
 
 
-def build(source_name: str, macros: Mapping[str, str | int]) -> Path:
-    """Returns the library built from ``csrc/source_name``, compiling it if it is not cached.
+def build(source: Path, macros: Mapping[str, str | int]) -> Path:
+    """Returns the library built from one C++ file, compiling it if it is not cached.
 
     Args:
         macros: names and values that the source takes from the command line.
@@ -72,7 +71,6 @@ def build(source_name: str, macros: Mapping[str, str | int]) -> Path:
     Raises:
         BuildError: no compiler, or it refuses the source; names the cause.
     """
-    source = SOURCE_FOLDER / source_name
     if not source.is_file():
         raise BuildError(f"the source file {source} is missing from this installation.")
     compiler = find_compiler()

@@ -43,7 +43,7 @@ def _encode_level(x: Tensor, table: Tensor, layout: GridLayout, level: int) -> T
     cell = position.detach().floor()
     index = corner_indices(torch.nan_to_num(cell, nan=0.0).long(), layout, level)
     weights = _corner_weights(position - cell)
-    values = table.index_select(0, index.flatten()).view(*index.shape, -1)
+    values = table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
     return (weights.unsqueeze(-1) * values).sum(dim=1)
 
 

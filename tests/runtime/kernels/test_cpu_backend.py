@@ -1,0 +1,113 @@
+"""What is particular to the compiled kernel: threads, routing of second derivatives, overhead."""
+
+import pytest
+import torch
+
+from threestudio.kernels import cpu_backend, torch_backend
+
+
+@pytest.fixture(autouse=True)
+def needs_the_kernel(small_layout):
+    if not cpu_backend.is_available(small_layout(3)):
+        pytest.skip(cpu_backend.unavailable_reason(small_layout(3)))
+
+
+@pytest.fixture
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(x, params, layout, grad):
+    x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
+    features = cpu_backend.encode(x, params, layout)
+    return features.detach(), *torch.autograd.grad(features, (x, params), grad)
+
+
+@pytest.mark.parametrize("dims", [3, 4])
+@pytest.mark.parametrize("n_points", [2047, 4999])
+def test_bits_do_not_depend_on_the_number_of_threads(
+    small_layout, draw, restore_threads, dims, n_points
+):
+    layout = small_layout(dims, n_levels=5)
+    x, params = draw.uniform(n_points, dims).float(), draw.normal(layout.n_params).float()
+    grad = draw.normal(n_points, layout.n_output_dims).float()
+    results = []
+    for n_threads in (1, 2, 5):
+        torch.set_num_threads(n_threads)
+        results.append(run(x, params, layout, grad))
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0], strict=True):
+            assert torch.equal(actual, expected)
+
+
+def test_bits_of_a_point_do_not_depend_on_its_place(small_layout, draw):
+    layout = small_layout(4)
+    x, params = draw.uniform(130, 4).float(), draw.normal(layout.n_params).float()
+    whole = cpu_backend.encode(x, params, layout)
+    for begin, end in ((0, 1), (7, 20), (64, 130)):
+        assert torch.equal(cpu_backend.encode(x[begin:end], params, layout), whole[begin:end])
+
+
+@pytest.mark.parametrize("n_features", [1, 4, pytest.param(8, marks=pytest.mark.slow)])
+def test_other_feature_counts(small_layout, draw, n_features):
+    layout = small_layout(3, n_features_per_level=n_features)
+    x, params = draw.uniform(70, 3), draw.normal(layout.n_params)
+    grad = draw.normal(70, layout.n_output_dims)
+    points, table = x.requires_grad_(), params.requires_grad_()
+    features = torch_backend.encode(points, table, layout)
+    expected = (features.detach(), *torch.autograd.grad(features, (points, table), grad))
+    for actual, wanted in zip(run(x, params, layout, grad), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-11)
+
+
+def second_order(encode, x, params, layout):
+    """Gradient of an eikonal-like penalty, as training with analytic normals takes it."""
+    x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
+    features = encode(x, params, layout)
+    (normal,) = torch.autograd.grad((features**2).sum(), x, create_graph=True)
+    loss = ((normal.norm(dim=-1) - 1) ** 2).mean()
+    return normal.detach(), *torch.autograd.grad(loss, (x, params))
+
+
+def test_second_derivatives_equal_the_twins(small_layout, draw):
+    layout = small_layout(3)
+    x, params = draw.uniform(40, 3), draw.normal(layout.n_params)
+    expected = second_order(torch_backend.encode, x, params, layout)
+    for actual, wanted in zip(second_order(cpu_backend.encode, x, params, layout), expected):
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_second_derivatives_are_routed_to_the_twin_and_first_ones_are_not(
+    small_layout, draw, monkeypatch
+):
+    layout = small_layout(3)
+    calls = []
+    twin = torch_backend.encode
+    monkeypatch.setattr(torch_backend, "encode", lambda *a: calls.append(1) or twin(*a))
+    x = draw.uniform(5, 3).requires_grad_()
+    features = cpu_backend.encode(x, draw.normal(layout.n_params), layout)
+    (first,) = torch.autograd.grad((features**2).sum(), x, create_graph=True)
+    assert not calls
+    first.square().sum().backward()
+    assert calls == [1]
+    assert x.grad.isfinite().all()
+
+
+def test_third_derivatives_are_refused(small_layout, draw):
+    layout = small_layout(3)
+    x = draw.uniform(5, 3).requires_grad_()
+    features = cpu_backend.encode(x, draw.normal(layout.n_params), layout)
+    (first,) = torch.autograd.grad((features**3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad((first**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        second.sum().backward()
+
+
+def test_a_library_of_another_case_is_refused(small_layout, draw, monkeypatch):
+    three, four = small_layout(3), small_layout(4)
+    library = cpu_backend._library_for(three, torch.float64)
+    monkeypatch.setattr(cpu_backend, "_library_for", lambda *_: library)
+    with pytest.raises(RuntimeError, match="the library is of another case"):
+        cpu_backend.encode(draw.uniform(2, 4), draw.normal(four.n_params), four)
