@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from threestudio.kernels import GridLayout, cpu_backend
 
 # Levels 0 and 1 are dense in 3D (4^3 = 64 and 6^3 = 216 vertices), levels 2 and 3 hashed.

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from threestudio.kernels import cpu_backend, torch_backend
 
 

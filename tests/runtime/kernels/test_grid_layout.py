@@ -1,7 +1,6 @@
 """The layout is tiny-cuda-nn's, number for number."""
 
 import pytest
-
 from threestudio.kernels import GridLayout
 
 PAPER = {
@@ -17,9 +16,7 @@ PAPER_RESOLUTIONS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("dims", "n_params", "n_dense"), [(3, 12_599_920, 5), (4, 15_474_688, 2)]
-)
+@pytest.mark.parametrize(("dims", "n_params", "n_dense"), [(3, 12_599_920, 5), (4, 15_474_688, 2)])
 def test_published_grid_has_the_published_sizes(dims, n_params, n_dense):
     layout = GridLayout.from_config(dims, PAPER)
     assert layout.resolutions == PAPER_RESOLUTIONS

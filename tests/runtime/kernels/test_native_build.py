@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from threestudio.kernels import native_build
 from threestudio.kernels.native_build import BuildError, build
 

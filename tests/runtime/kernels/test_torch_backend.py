@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-
 from threestudio.kernels import torch_backend
 from threestudio.kernels.grid_layout import HASH_PRIMES
 

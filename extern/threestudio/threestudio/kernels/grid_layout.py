@@ -6,8 +6,8 @@ The layout is tiny-cuda-nn's, number for number, so that checkpoints are interch
     resolution_l = ceil(scale_l) + 1
     entries_l    = min(round_up_to_8(resolution_l^D), 2^log2_hashmap_size)
 
-A level is dense while resolution_l^D entries fit, hashed otherwise. Parameters are ordered by level,
-then entry, then feature. Muller et al., "Instant Neural Graphics Primitives", 2022, section 3.
+A level is dense while resolution_l^D entries fit, hashed otherwise. Parameters are ordered by
+level, then entry, then feature. Muller et al., "Instant Neural Graphics Primitives", 2022, sec. 3.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 SUPPORTED_INPUT_DIMS = (2, 3, 4)
 SUPPORTED_FEATURES = (1, 2, 4, 8)
 
-# One factor per input dimension. The first is 1 so that neighbours along x stay neighbours in memory.
+# One factor per input dimension. The first is 1: neighbours along x stay neighbours in memory.
 HASH_PRIMES = (1, 2654435761, 805459861, 3674653429)
 
 _DEFAULTS: dict[str, Any] = {
@@ -157,7 +157,7 @@ def _level_scales(n_levels: int, base: int, per_level_scale: float) -> tuple[flo
 
 
 def _kind(otype: str, grid_type: str) -> str:
-    """"Hash" or "Dense", from the two ways in which tiny-cuda-nn lets a config say it."""
+    """ "Hash" or "Dense", from the two ways in which tiny-cuda-nn lets a config say it."""
     named = {"hashgrid": "hash", "densegrid": "dense"}.get(str(otype).lower(), str(grid_type))
     if named.lower() not in ("hash", "dense"):
         raise ValueError(f"Grid type {grid_type!r} is not supported; expected 'Hash' or 'Dense'.")

@@ -48,9 +48,9 @@ def hash_grid_encode(
     Args:
         x: positions, nominally in [0, 1]; any strides, n may be 0.
         params: flat table, level then entry then feature, of ``layout.n_params`` numbers.
-        backend: one of `BACKENDS`. "auto" takes, on the CPU, the compiled kernel, else the twin with
-            one warning; on CUDA an installed tinycudann, else the twin with one warning. Any other
-            choice is kept or refused, never replaced.
+        backend: one of `BACKENDS`. "auto" takes, on the CPU, the compiled kernel, else the twin
+            with one warning; on CUDA an installed tinycudann, else the twin with one warning. Any
+            other choice is kept or refused, never replaced.
 
     Returns:
         Features ordered by level, in the dtype of ``params``; differentiable with respect to ``x``
@@ -163,9 +163,7 @@ def _encode_tinycudann(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
     if module is None:
         import tinycudann
 
-        module = tinycudann.Encoding(
-            layout.n_input_dims, layout.to_config(), dtype=torch.float32
-        )
+        module = tinycudann.Encoding(layout.n_input_dims, layout.to_config(), dtype=torch.float32)
         _tinycudann_modules[layout] = module
     return torch.func.functional_call(module, {"params": params}, (x,)).float()
 
@@ -204,9 +202,7 @@ class HashGridEncoding(nn.Module):
     ) -> None:
         super().__init__()
         if backend not in BACKENDS:
-            raise ValueError(
-                f"Unknown hash grid back end {backend!r}; expected one of {BACKENDS}."
-            )
+            raise ValueError(f"Unknown hash grid back end {backend!r}; expected one of {BACKENDS}.")
         self.layout = GridLayout.from_config(n_input_dims, config)
         self.backend = backend
         self.n_input_dims = n_input_dims

@@ -1,8 +1,8 @@
 """The PyTorch twin of the hash grid: it defines the semantics of every back end.
 
-Pure torch operations: any floating dtype, any device, differentiable twice with respect to positions
-and table. Memory is bounded by one level at a time in the forward pass; autograd keeps the corner
-weights and values of all levels for the backward pass.
+Pure torch operations: any floating dtype, any device, differentiable twice with respect to
+positions and table. The forward pass holds one level at a time; autograd keeps the corner weights
+and values of all levels for the backward pass.
 """
 
 import torch

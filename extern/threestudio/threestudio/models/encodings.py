@@ -38,7 +38,8 @@ class SphericalHarmonics(nn.Module):
         self.degree = int(config.get("degree", MAX_HARMONIC_DEGREE))
         if n_input_dims != 3:
             raise ValueError(
-                f"SphericalHarmonics encodes directions of 3 numbers; got n_input_dims={n_input_dims}."
+                "SphericalHarmonics encodes directions of 3 numbers; "
+                f"got n_input_dims={n_input_dims}."
             )
         if not 1 <= self.degree <= MAX_HARMONIC_DEGREE:
             raise ValueError(

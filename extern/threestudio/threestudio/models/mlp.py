@@ -1,7 +1,8 @@
 """Small fully connected networks.
 
 On the CPU a network over many points is memory-bound, so it runs in blocks of points whose
-activations stay in cache, and keeps no hidden activation for the backward pass but computes it again.
+activations stay in cache, and keeps no hidden activation for the backward pass but computes it
+again.
 """
 
 import math
@@ -124,33 +125,36 @@ class _BlockedMLP(torch.autograd.Function):
         grad_weights = [torch.zeros_like(weight) for weight in weights]
         for begin in range(0, x.shape[0], BLOCK_POINTS):
             block = slice(begin, begin + BLOCK_POINTS)
-            block_grad = _block_backward(x[block], weights, grad[block], grad_weights, grad_x is None)
-            if grad_x is not None:
-                grad_x[block] = block_grad
+            out = None if grad_x is None else grad_x[block]
+            _block_backward(x[block], weights, grad[block], grad_weights, out)
         return grad_x, *grad_weights
 
 
 def _block_backward(
-    x: Tensor, weights: list[Tensor], grad: Tensor, grad_weights: list[Tensor], skip_x: bool
-) -> Tensor | None:
-    """Adds one block's share to ``grad_weights``; returns its gradient to ``x`` unless skipped."""
+    x: Tensor,
+    weights: list[Tensor],
+    grad: Tensor,
+    grad_weights: list[Tensor],
+    grad_x: Tensor | None,
+) -> None:
+    """Adds one block's share to ``grad_weights``; writes its ``grad_x`` if there is one."""
     inputs = [x]
     for weight in weights[:-1]:
         inputs.append(F.linear(inputs[-1], weight).relu_())
-    for layer in range(len(weights) - 1, -1, -1):
+    for layer in range(len(weights) - 1, 0, -1):
         grad_weights[layer].addmm_(grad.t(), inputs[layer])
-        if layer == 0:
-            return None if skip_x else grad @ weights[0]
         # The sign of the output of a ReLU tells where its input was positive.
         grad = torch.ops.aten.threshold_backward(grad @ weights[layer], inputs[layer], 0)
-    raise AssertionError("a network has at least one layer")
+    grad_weights[0].addmm_(grad.t(), x)
+    if grad_x is not None:
+        torch.mm(grad, weights[0], out=grad_x)
 
 
 class SphereInitVanillaMLP(VanillaMLP):
     """A network that starts as the signed distance of a sphere (Atzmon and Lipman, SAL, 2020).
 
-    The first three inputs are the point itself; weights are normalised, the activation is a softplus
-    with beta 100, layers have biases.
+    The first three inputs are the point itself; weights are normalised, the activation is a
+    softplus with beta 100, layers have biases.
 
     Args:
         dim_in, dim_out: features in and out; dim_in is at least 3.

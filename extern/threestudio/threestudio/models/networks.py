@@ -72,7 +72,9 @@ def get_encoding(n_input_dims: int, config: Mapping[str, Any] | DictConfig) -> C
     )
 
 
-def get_mlp(n_input_dims: int, n_output_dims: int, config: Mapping[str, Any] | DictConfig) -> nn.Module:
+def get_mlp(
+    n_input_dims: int, n_output_dims: int, config: Mapping[str, Any] | DictConfig
+) -> nn.Module:
     """Builds a network.
 
     Args:

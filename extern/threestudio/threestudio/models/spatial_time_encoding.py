@@ -64,9 +64,9 @@ class HashGridSpatialTime(SpatialTimeEncoding):
 
     Args:
         in_channels: 3.
-        config: grid keys, used for both grids; ``static`` (default False) freezes the 4D grid, which
-            still adds its initial +-1e-4 at t = 0; ``skip_time_when_static`` (default False) leaves
-            it out instead while ``static`` holds, which saves its cost. Not changed.
+        config: grid keys, used for both grids; ``static`` (default False) freezes the 4D grid,
+            which still adds its initial +-1e-4 at t = 0; ``skip_time_when_static`` (default False)
+            leaves it out instead while ``static`` holds, which saves its cost. Not changed.
     """
 
     def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
