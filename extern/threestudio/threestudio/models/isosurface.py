@@ -76,7 +76,9 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
         self, level: Float[Tensor, "n_vertices"], edges: Int[Tensor, "n_edges 2"]
     ) -> Float[Tensor, "n_edges 3"]:
         values = level[edges]
-        share = values[:, 0] / (values[:, 0] - values[:, 1])
+        # Kept off the ends: a level of exactly zero would put the vertices of several edges into
+        # one grid point, and triangles without area have no normal.
+        share = (values[:, 0] / (values[:, 0] - values[:, 1])).clamp(1e-3, 1 - 1e-3)
         positions = self.grid_vertices.to(level)[edges]
         return torch.lerp(positions[:, 0], positions[:, 1], share[:, None])
 

@@ -87,8 +87,8 @@ def march_rays(
     """Sample rays inside a box at equal steps, and keep the samples in occupied cells.
 
     Sample k of a ray has its middle at t_enter + (k + u) step_size; u is the ray's jitter, or 1/2.
-    Middles beyond the exit are dropped. Where the samples lie does not depend on ``occupied``, which
-    only decides which of them are kept; nor do they depend on the chunks. Not differentiable.
+    Middles beyond the exit are dropped. Where the samples lie does not depend on ``occupied``,
+    which only decides which of them are kept; nor on the chunks. Not differentiable.
 
     Args:
         n_steps: candidates per ray; n_steps * step_size should reach across the box.

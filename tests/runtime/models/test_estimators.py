@@ -1,0 +1,137 @@
+"""The occupancy grid: what it keeps, what it forgets, what it draws."""
+
+import pytest
+import torch
+from threestudio.models.estimators import OccupancyGridEstimator
+
+BOX = torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]])
+
+
+def corner_blob(points, times):
+    """Something in the octant where all coordinates are positive."""
+    return (points > 0).all(dim=-1, keepdim=True).float()
+
+
+def test_a_fresh_grid_is_full():
+    grid = OccupancyGridEstimator(BOX, 4)
+    assert grid.binaries.all() and grid.binaries.shape == (1, 4, 4, 4)
+    assert grid.aabbs.tolist() == [[-1.0] * 3 + [1.0] * 3]
+
+
+def test_the_warm_up_finds_exactly_the_filled_cells():
+    grid = OccupancyGridEstimator(BOX, 4)
+    grid.update(corner_blob, step=0)
+    expected = torch.zeros(4, 4, 4, dtype=torch.bool)
+    expected[2:, 2:, 2:] = True
+    assert torch.equal(grid.binaries[0], expected)
+    assert torch.equal(grid.occs.view(4, 4, 4), expected.float())
+
+
+def test_each_point_lies_in_its_cell():
+    seen = []
+    grid = OccupancyGridEstimator(torch.tensor([[0.0, 0.0, 0.0], [2.0, 4.0, 8.0]]), 2)
+    grid.update(lambda points, times: (seen.append(points), points[:, :1])[1], step=0)
+    cells = (seen[0] / torch.tensor([1.0, 2.0, 4.0])).long()
+    assert cells.tolist() == [[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]
+
+
+def test_what_has_gone_decays_and_leaves():
+    grid = OccupancyGridEstimator(BOX, 4)
+    grid.update(corner_blob, step=0)
+    for step in range(1, 4):
+        grid.update(lambda points, times: torch.zeros(len(points), 1), step=step)
+    assert grid.occs.max().item() == pytest.approx(0.95**3)
+    assert grid.binaries.sum() == 8  # still above min(mean, 0.01)
+    for step in range(4, 120):
+        grid.update(lambda points, times: torch.zeros(len(points), 1), step=step)
+    assert grid.occs.max() < 0.01
+
+
+def test_threshold_is_the_smaller_of_mean_and_bound():
+    grid = OccupancyGridEstimator(BOX, 4)
+    grid.update(lambda points, times: 0.004 * corner_blob(points, times) + 0.0001, step=0)
+    # The mean is about 0.0006: below the bound of 0.01, above the empty cells.
+    assert grid.binaries.sum() == 8
+    grid.update(lambda points, times: torch.full((len(points), 1), 0.5), step=1, threshold=0.01)
+    assert grid.binaries.all()
+    assert grid.mean_occupancy.item() == pytest.approx(0.5)
+
+
+class TestAfterTheWarmUp:
+    def cells_asked(self, step=300, resolution=16):
+        grid = OccupancyGridEstimator(BOX, resolution)
+        grid.update(corner_blob, step=0)
+        seen = []
+
+        def asked(points, times):
+            seen.append(points)
+            return corner_blob(points, times)
+
+        grid.update(asked, step=step)
+        return torch.cat(seen), grid
+
+    def test_half_of_the_cells_are_asked_and_the_occupied_ones_more_often(self):
+        points, grid = self.cells_asked()
+        assert len(points) == grid.n_cells // 2
+        occupied = corner_blob(points, None).mean()
+        # A quarter uniform (an eighth of it occupied), a quarter occupied as far as there are any.
+        assert occupied.item() == pytest.approx((1024 / 8 + 512) / 2048, rel=0.1)
+
+    def test_uniform_draws_find_what_appears(self):
+        grid = OccupancyGridEstimator(BOX, 8)
+        grid.update(lambda points, times: torch.zeros(len(points), 1), step=0)
+        for step in range(300, 330):
+            grid.update(corner_blob, step=step)
+        assert grid.binaries[0, 4:, 4:, 4:].float().mean() > 0.95
+
+    def test_a_cell_asked_twice_decays_once(self):
+        grid = OccupancyGridEstimator(BOX, 4)
+        grid.update(lambda points, times: torch.ones(len(points), 1), step=0)
+        grid.update(lambda points, times: torch.zeros(len(points), 1), step=300)
+        assert torch.equal(grid.occs.unique(), torch.tensor([0.95, 1.0]))
+
+    def test_draws_follow_the_step_only(self):
+        torch.manual_seed(0)
+        first, _ = self.cells_asked()
+        torch.manual_seed(1)
+        again, _ = self.cells_asked()
+        assert torch.equal(first, again)
+        assert not torch.equal(first, self.cells_asked(step=301)[0])
+
+
+class TestTimes:
+    def test_stratified_and_the_largest_counts(self):
+        grid = OccupancyGridEstimator(BOX, 4)
+        seen = []
+
+        def late(points, times):
+            seen.append(times)
+            return (times > 0.75).float()[:, None]
+
+        grid.update(late, step=0, n_times=4)
+        assert len(seen) == 4
+        for index, times in enumerate(seen):
+            assert times.min() >= index / 4 and times.max() < (index + 1) / 4
+            assert times.unique().numel() > 32  # each cell has its own
+        assert grid.occs.min() == 1.0 and grid.binaries.all()
+
+    def test_one_time_is_none(self):
+        seen = []
+        OccupancyGridEstimator(BOX, 2).update(
+            lambda points, times: (seen.append(times), points[:, :1])[1], step=0
+        )
+        assert seen == [None]
+
+
+def test_chunks_change_nothing():
+    whole, pieces = OccupancyGridEstimator(BOX, 4), OccupancyGridEstimator(BOX, 4)
+    whole.update(lambda p, t: p.norm(dim=-1, keepdim=True) * t[:, None], step=3, n_times=2)
+    pieces.update(
+        lambda p, t: p.norm(dim=-1, keepdim=True) * t[:, None], step=3, n_times=2, chunk_size=7
+    )
+    assert torch.equal(whole.occs, pieces.occs)
+
+
+def test_resolution_is_checked():
+    with pytest.raises(ValueError, match="occupancy_resolution is 0"):
+        OccupancyGridEstimator(BOX, 0)
