@@ -86,6 +86,11 @@ def find(name: str) -> type:
     raise UnknownNameError(_unknown_message(name))
 
 
+def canonical_name(name: str) -> str:
+    """Return what ``name`` is an alias of, or ``name`` itself."""
+    return name if name in __modules__ else _aliases.get(name, name)
+
+
 def known_names() -> list[str]:
     """Return every name that `find` answers, sorted, aliases included."""
     return sorted({*__modules__, *_lazy_modules, *_aliases})

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from threestudio import registry
 from threestudio.suggest import did_you_mean
 from threestudio.utils.config_errors import ConfigValueError
+from threestudio.utils.config_sources import load_with_includes
 
 AUTO = "auto"
 AS_WRITTEN = "as-written"
@@ -49,8 +51,8 @@ class ProfileChoice:
 def deltas_of(cfg: DictConfig, root: Path) -> dict[str, DictConfig] | None:
     """Return the deltas that a config offers, by profile; None if it has none.
 
-    Without a ``profiles`` section these are the built-in ones of its ``system_type``. An empty
-    section offers nothing: the written-out config of a run has its profile applied already.
+    Without a ``profiles`` section these are the built-in ones of its ``system_type``: those of the
+    config file that ``configs/profiles.yaml`` names for it. An empty section offers nothing: the written-out config of a run has its profile applied already.
     """
     if "profiles" in cfg:
         return _as_deltas(cfg.get("profiles") or {})

@@ -6,7 +6,6 @@ the first one starts; each next stage starts from the weights of the last, unles
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from threestudio.launcher.validate import (
 )
 from threestudio.logs import info
 from threestudio.suggest import did_you_mean, nearest
-from threestudio.utils.config import ExperimentConfig, dump_config, parse_structured
+from threestudio.utils.config import ExperimentConfig, parse_structured
 from threestudio.utils.config_errors import (
     ConfigValueError,
     MissingValueError,
@@ -141,8 +140,9 @@ def run_stages(stages: Sequence[Stage], arguments: Arguments, argv: Sequence[str
         folder = claim_trial_folder(stage.cfg, arguments.mode, stage.fresh_timestamp)
         info("Profile %s: %s.", stage.choice.name, stage.choice.reason)
         info("Output folder: %s", folder)
-        write_configs(stage, folder)
-        result = run_stage(stage.cfg, arguments.mode, list(argv), arguments.verbose)
+        result = run_stage(
+            stage.cfg, arguments.mode, list(argv), arguments.verbose, config_path=stage.path
+        )
         weights = result.last_checkpoint
         folders.append(Path(result.trial_dir))
     return folders
@@ -168,14 +168,6 @@ def read_sources(arguments: Arguments, root: Path) -> list[Source]:
         )
         for index, source in enumerate(sources)
     ]
-
-
-def write_configs(stage: Stage, folder: Path) -> None:
-    """Write ``configs/raw.yaml`` (as given) and ``configs/parsed.yaml`` (as run)."""
-    target = folder / "configs"
-    os.makedirs(target, exist_ok=True)
-    (target / "raw.yaml").write_bytes(stage.path.read_bytes())
-    dump_config(target / "parsed.yaml", stage.cfg)
 
 
 def _plan_stage(

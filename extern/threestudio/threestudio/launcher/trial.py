@@ -75,7 +75,7 @@ def refuse_occupied(cfg: DictConfig) -> None:
         ConfigValueError: naming the folder and the ways out.
     """
     folder = Path(cfg.trial_dir)
-    if any((folder / trace).exists() for trace in _TRACES):
+    if get_rank() == 0 and any((folder / trace).exists() for trace in _TRACES):
         raise ConfigValueError(
             f"the folder {str(folder)!r} holds a run already and would be overwritten; continue it "
             "with resume=auto, or start another with tag=NAME or use_timestamp=true timestamp=null."

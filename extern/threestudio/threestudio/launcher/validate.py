@@ -35,6 +35,8 @@ TRAINER_KEYS = frozenset(
     default_root_dir enable_autolog_hparams model_registry
     """.split()
 )
+# Arguments of our own that the launcher takes out before lightning sees the rest.
+OWN_TRAINER_KEYS = frozenset({"non_finite_policy"})
 CHECKPOINT_KEYS = frozenset(
     """
     dirpath filename monitor verbose save_last save_top_k save_on_exception save_weights_only mode
@@ -84,7 +86,9 @@ def check_experiment(cfg: DictConfig, origins: dict[str, str] | None = None) -> 
 def find_issues(cfg: DictConfig) -> Iterator[Issue]:
     """Yield everything wrong with the keys, types and module names of an experiment."""
     yield from _schema_issues(ExperimentConfig, cfg, "")
-    yield from _table_issues(cfg, "trainer", TRAINER_KEYS, "pytorch_lightning.Trainer")
+    yield from _table_issues(
+        cfg, "trainer", TRAINER_KEYS | OWN_TRAINER_KEYS, "pytorch_lightning.Trainer"
+    )
     yield from _table_issues(cfg, "checkpoint", CHECKPOINT_KEYS, "ModelCheckpoint")
     for name in ("data", "system"):
         yield from _part_issues(cfg, name, "", cfg.get(f"{name}_type"))
@@ -129,7 +133,7 @@ def accepts_key(cfg: DictConfig, key: str) -> bool:
 def known_keys(cfg: DictConfig) -> list[str]:
     """List dotted keys of an experiment: those of its schema and those written in its file."""
     keys = {field.name for field in dataclasses.fields(ExperimentConfig)}
-    keys |= {f"trainer.{name}" for name in TRAINER_KEYS}
+    keys |= {f"trainer.{name}" for name in TRAINER_KEYS | OWN_TRAINER_KEYS}
     keys |= {f"checkpoint.{name}" for name in CHECKPOINT_KEYS}
     for part in iterate_parts(cfg):
         schema = config_class(part.cls)
