@@ -52,7 +52,8 @@ def deltas_of(cfg: DictConfig, root: Path) -> dict[str, DictConfig] | None:
     """Return the deltas that a config offers, by profile; None if it has none.
 
     Without a ``profiles`` section these are the built-in ones of its ``system_type``: those of the
-    config file that ``configs/profiles.yaml`` names for it. An empty section offers nothing: the written-out config of a run has its profile applied already.
+    config file that ``configs/profiles.yaml`` names for it. An empty section offers nothing: the
+    written-out config of a run has its profile applied already.
     """
     if "profiles" in cfg:
         return _as_deltas(cfg.get("profiles") or {})
@@ -60,10 +61,10 @@ def deltas_of(cfg: DictConfig, root: Path) -> dict[str, DictConfig] | None:
     system_type = cfg.get("system_type")
     if not path.is_file() or not isinstance(system_type, str):
         return None
-    section = OmegaConf.load(path).get(system_type)
-    return (
-        None if section is None else {str(k): section[k] or OmegaConf.create({}) for k in section}
-    )
+    model_config = OmegaConf.load(path).get(registry.canonical_name(system_type))
+    if model_config is None:
+        return None
+    return _as_deltas(load_with_includes(root / str(model_config), root).get("profiles") or {})
 
 
 def choose_profile(

@@ -6,6 +6,7 @@ the first one starts; each next stage starts from the weights of the last, unles
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,7 @@ from threestudio.utils.config_sources import (
     parse_override,
     resolve_config,
 )
+from threestudio.utils.config_text import escape_interpolations
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,9 @@ def _trial_place(source: Source) -> tuple[str, str, str]:
 def _resuming(source: Source, checkpoint: str) -> Source:
     """Replace ``resume=auto`` by the file that it found."""
     kept = [override for override in source.overrides if override.key != "resume"]
-    return replace(source, overrides=(*kept, Override("resume", repr(checkpoint))))
+    return replace(
+        source, overrides=(*kept, Override("resume", json.dumps(escape_interpolations(checkpoint))))
+    )
 
 
 def _require_values(cfg: DictConfig) -> None:

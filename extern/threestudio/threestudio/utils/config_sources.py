@@ -53,7 +53,8 @@ class Override:
             ConfigValueError: if the value is not valid YAML or the key is malformed.
         """
         try:
-            if is_text_key(self.key):
+            # No YAML value can begin with @ or `, which time stamps do.
+            if is_text_key(self.key) or self.value[:1] in ("@", "`"):
                 config = OmegaConf.create({})
                 text = escape_interpolations(unquote(self.value))
                 OmegaConf.update(config, self.key, text, force_add=True)
@@ -153,7 +154,7 @@ def apply_override(config: DictConfig, override: Override) -> DictConfig:
     """
     try:
         return OmegaConf.merge(config, override.as_config())
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         raise ConfigValueError(
             f"override {override.key}={override.value} does not fit the config: "
             f"{str(error).splitlines()[0]}"
@@ -232,7 +233,10 @@ def _experiment_keys() -> set[str]:
 def _quote_typed_text(text: str) -> str:
     """Quote the numbers and booleans under text keys, so that ``prompt: 007`` stays ``007``."""
     spans: list[tuple[int, int]] = []
-    pending = [yaml.compose(text, Loader=_YamlLoader)]
+    root = yaml.compose(text, Loader=_YamlLoader)
+    if isinstance(root, yaml.ScalarNode) and root.value:
+        raise yaml.YAMLError(f"it holds only the text {root.value[:60]!r}")
+    pending = [root]
     seen: set[int] = set()
     while pending:
         node = pending.pop()
