@@ -1,12 +1,15 @@
 """Metrics on disk: TensorBoard and CSV, which may fail without stopping a run."""
 
+import math
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 import threestudio
 
 _GUARDED = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
+_FLUSH_PAUSE_SEC = 5.0
 
 
 def make_loggers(trial_dir: str | os.PathLike, extra: list | None = None) -> list:
@@ -36,14 +39,25 @@ def make_loggers(trial_dir: str | os.PathLike, extra: list | None = None) -> lis
 
 
 def guard_logger(logger: Any) -> Any:
-    """Make the first fault of ``logger`` one warning and the end of its logging; return it."""
+    """Make the first fault of ``logger`` one warning and the end of its logging; return it.
+
+    Files are flushed every few seconds rather than after each step: waiting for TensorBoard's
+    writer would cost more than a small step.
+    """
     failed = False
+    flushed = -math.inf
 
     def guarded(method: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal failed
+            nonlocal failed, flushed
             if failed:
                 return None
+            if method.__name__ == "save":
+                if time.monotonic() - flushed < _FLUSH_PAUSE_SEC:
+                    return None
+                flushed = time.monotonic()
+            elif method.__name__ == "finalize":
+                flushed = -math.inf  # it saves once more
             try:
                 return method(*args, **kwargs)
             except Exception as error:  # see make_loggers

@@ -159,15 +159,23 @@ def to_plain(value: Any, place: str = "") -> Any:
 
 
 class _HashingWriter:
-    """A binary file that hashes what passes through; torch writes sequentially to it."""
+    """A binary file that hashes what passes through; torch writes sequentially to it.
+
+    torch answers a failed write with a RuntimeError about its own archive, so the cause is kept.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.sha256 = hashlib.sha256()
+        self.fault: OSError | None = None
 
     def write(self, data) -> int:
         self.sha256.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.fault = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -178,7 +186,12 @@ def _write_hashed(path: Path, write) -> None:
     try:
         with open(temporary, "xb") as file:
             hashing = _HashingWriter(file)
-            write(hashing)
+            try:
+                write(hashing)
+            except RuntimeError:
+                if hashing.fault is None:
+                    raise
+                raise hashing.fault from None
             file.flush()
             os.fsync(file.fileno())
         _replace(temporary, path, hashing.sha256.hexdigest())
