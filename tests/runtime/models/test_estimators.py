@@ -100,15 +100,16 @@ class TestAfterTheWarmUp:
 
 
 class TestTimes:
-    def test_stratified_and_the_largest_counts(self):
+    @pytest.mark.parametrize("quarter", [0, 1, 3])
+    def test_stratified_and_the_largest_counts(self, quarter):
         grid = OccupancyGridEstimator(BOX, 4)
         seen = []
 
-        def late(points, times):
+        def there_for_a_quarter(points, times):
             seen.append(times)
-            return (times > 0.75).float()[:, None]
+            return ((times * 4).floor() == quarter).float()[:, None]
 
-        grid.update(late, step=0, n_times=4)
+        grid.update(there_for_a_quarter, step=0, n_times=4)
         assert len(seen) == 4
         for index, times in enumerate(seen):
             assert times.min() >= index / 4 and times.max() < (index + 1) / 4

@@ -57,7 +57,7 @@ class TestSurfaces:
         assert len(directed) == count and all((b, a) in directed for a, b in directed)
         assert euler(mesh) == 2
         radii = (mesh.v_pos * 2 - 1).norm(dim=-1)
-        # Linear interpolation on an edge of length L, at most the cell's diagonal, errs by L^2 / 8r.
+        # Linear interpolation on an edge of length L, at most the diagonal, errs by L^2 / 8r.
         assert (radii - 0.7).abs().max() < 3 * 0.1**2 / (8 * 0.7)
         assert volume(mesh).item() * 8 == pytest.approx(4 / 3 * torch.pi * 0.7**3, rel=0.02)
 

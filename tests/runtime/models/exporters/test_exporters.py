@@ -46,6 +46,23 @@ def test_obj_with_vertex_colours():
     assert (mesh.v_pos.norm(dim=-1) - 0.5).abs().max() < 0.01
 
 
+def test_the_file_reads_back(tmp_path):
+    """Through the system's saver to disk, and back by another library's reader."""
+    import trimesh
+    from threestudio.utils.saving import SaverMixin
+
+    saver = SaverMixin()
+    saver.set_save_dir(tmp_path)
+    (output,) = build(fmt="obj", save_normal=True)()
+    getattr(saver, f"save_{output.save_type}")(f"it1-export/{output.save_name}", **output.params)
+    read = trimesh.load(tmp_path / "it1-export" / "model.obj", process=False)
+    mesh = output.params["mesh"]
+    assert read.is_watertight and read.volume > 0
+    assert torch.allclose(torch.tensor(read.vertices).float(), mesh.v_pos, atol=1e-5)
+    colors = torch.tensor(read.visual.vertex_colors[:, :3]).float() / 255
+    assert torch.allclose(colors, mesh.v_rgb, atol=2 / 255)
+
+
 def test_at_a_time():
     (output,) = build(fmt="obj", frame_time=1.0)()
     mesh = output.params["mesh"]

@@ -4,7 +4,7 @@ Shapes: ``B H W`` the image batch, ``n_rays`` = B H W, ``Ns`` samples of all ray
 """
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
 from threestudio.models.renderers.volume_rendering import (
+    RayBatch,
     RaySamples,
     accumulate_along_rays,
     march_rays,
@@ -164,7 +165,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
             rays_d: unit ray directions in the world.
             light_positions: one light per image, in the world.
             bg_color: ``[B, C]`` or ``[B, H, W, C]``, instead of the background.
-            frame_times: scene time of each image, in [0, 1]; None is the geometry's default.
+            frame_times: scene time of each image, or one for all, in [0, 1]; None is the
+                geometry's default.
             **kwargs: the rest of the batch, handed to the material in training.
 
         Returns:
@@ -179,7 +181,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         Random: in training one jitter per ray, role "ray-jitter", item = image over all ranks.
         Where samples lie, and which are dropped, is not differentiable.
         """
-        self._check_rays(rays_o, rays_d, light_positions, frame_times)
+        frame_times = self._check_batch(rays_o, rays_d, light_positions, frame_times)
         batch_size, height, width = rays_o.shape[:3]
         if self.training:
             output = self._render_for_training(rays_o, rays_d, light_positions, frame_times, kwargs)
@@ -206,7 +208,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         batch: dict[str, Any],
     ) -> dict[str, Tensor]:
         image_size = rays_o.shape[1] * rays_o.shape[2]
-        rays = _Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
+        rays = RayBatch(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
         samples = self._sample(rays, self._jitter(rays_o))
         if self.cfg.prune_alpha_threshold:
             samples = self._prune(rays, samples)
@@ -232,7 +234,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
     ) -> dict[str, Tensor]:
         """Rays in slices, each with as many candidates as one evaluation may hold samples."""
         image_size = rays_o.shape[1] * rays_o.shape[2]
-        rays = _Rays(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
+        rays = RayBatch(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
         pieces = []
         for part in rays.split(max(1, 2**22 // self.cfg.num_samples_per_ray)):
             samples = self._sample(part, None)
@@ -243,7 +245,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
             pieces.append(self._composite(part, samples, result))
         return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
-    def _sample(self, rays: "_Rays", jitter: Tensor | None) -> RaySamples:
+    def _sample(self, rays: RayBatch, jitter: Tensor | None) -> RaySamples:
         prune = self.cfg.grid_prune
         with torch.no_grad():
             return march_rays(
@@ -266,12 +268,12 @@ class NeRFVolumeRenderer(VolumeRenderer):
         first_item = get_rank() * shape[0]
         return rand_items(shape, "ray-jitter", self._step, first_item).to(rays_o).reshape(-1)
 
-    def _prune(self, rays: "_Rays", samples: RaySamples) -> RaySamples:
+    def _prune(self, rays: RayBatch, samples: RaySamples) -> RaySamples:
         if samples.n_samples == 0:
             return samples
         with torch.no_grad():
             points, times = rays.points(samples), rays.times(samples)
-            density = _chunked(self._density, self.cfg.eval_chunk_size, points, times)
+            density = chunk_batch(self._density, self.cfg.eval_chunk_size, points, times)
             limit = self.estimator.mean_occupancy.clamp(max=ALPHA_THRESHOLD)
             if not self.cfg.grid_prune:
                 limit = ALPHA_THRESHOLD
@@ -287,7 +289,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
 
     def _shade(
         self,
-        rays: "_Rays",
+        rays: RayBatch,
         samples: RaySamples,
         light_positions: Float[Tensor, "B 3"],
         batch: dict[str, Any],
@@ -318,7 +320,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return {**result, "points": points, "t_dirs": viewdirs}
 
     def _composite(
-        self, rays: "_Rays", samples: RaySamples, result: dict[str, Tensor]
+        self, rays: RayBatch, samples: RaySamples, result: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Per-ray sums: one pass over the samples for colour, opacity and depth together."""
         lengths, t_mids = samples.t_ends - samples.t_starts, samples.t_mids
@@ -363,62 +365,32 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return self.geometry.forward_density(points)
 
     @staticmethod
-    def _check_rays(
+    def _check_batch(
         rays_o: Tensor, rays_d: Tensor, light_positions: Tensor, frame_times: Tensor | None
-    ) -> None:
+    ) -> Float[Tensor, "B"] | None:
+        """Refuse shapes that would be broadcast to nonsense; give every image its time."""
+        batch_size = rays_o.shape[0]
         if rays_o.ndim != 4 or rays_o.shape[-1] != 3 or rays_d.shape != rays_o.shape:
             raise ValueError(
                 f"rays_o has shape {tuple(rays_o.shape)} and rays_d {tuple(rays_d.shape)}; "
                 "expected both (B, H, W, 3). Pass the batch's rays, not flattened ones."
             )
-        for name, value in (("light_positions", light_positions), ("frame_times", frame_times)):
-            if value is not None and value.shape[:1] != rays_o.shape[:1]:
-                raise ValueError(
-                    f"{name} has shape {tuple(value.shape)}; expected {rays_o.shape[0]} rows, one "
-                    "per image."
-                )
+        if light_positions.shape != (batch_size, 3):
+            raise ValueError(
+                f"light_positions has shape {tuple(light_positions.shape)}; expected "
+                f"({batch_size}, 3), one light per image."
+            )
+        if frame_times is None:
+            return None
+        if frame_times.numel() not in (1, batch_size):
+            raise ValueError(
+                f"frame_times has shape {tuple(frame_times.shape)}; expected {batch_size} values, "
+                "one per image, or one for all."
+            )
+        return frame_times.reshape(-1).to(rays_o).expand(batch_size)
 
 
 _IMAGE_KEYS = ("comp_rgb_fg", "opacity", "depth", "z_variance", "comp_normal")
-
-
-@dataclass
-class _Rays:
-    """Flat rays that know which image they belong to."""
-
-    origins: Float[Tensor, "n_rays 3"]
-    directions: Float[Tensor, "n_rays 3"]
-    image_size: int
-    frame_times: Float[Tensor, "B"] | None
-    first_ray: int = field(default=0)
-
-    def split(self, size: int) -> "list[_Rays]":
-        return [
-            _Rays(
-                self.origins[start : start + size],
-                self.directions[start : start + size],
-                self.image_size,
-                self.frame_times,
-                start,
-            )
-            for start in range(0, self.origins.shape[0], size)
-        ]
-
-    def points(self, samples: RaySamples) -> Float[Tensor, "Ns 3"]:
-        origins = self.origins.index_select(0, samples.ray_indices)
-        directions = self.directions.index_select(0, samples.ray_indices)
-        return torch.addcmul(origins, samples.t_mids[:, None], directions)
-
-    def images(self, samples: RaySamples) -> Tensor:
-        rays = samples.ray_indices + self.first_ray
-        return torch.div(rays, self.image_size, rounding_mode="floor")
-
-    def times(self, samples: RaySamples) -> Float[Tensor, "Ns"] | None:
-        return None if self.frame_times is None else self.frame_times[self.images(samples)]
-
-
-def _chunked(function: Any, size: int, points: Tensor, times: Tensor | None) -> Tensor:
-    return chunk_batch(function, size, points, times)
 
 
 def _takes_times(function: Any) -> bool:

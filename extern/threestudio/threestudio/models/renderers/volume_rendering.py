@@ -49,6 +49,48 @@ class RaySamples:
         return RaySamples(*(part.index_select(0, keep) for part in parts))
 
 
+@dataclass
+class RayBatch:
+    """Flat rays that know which image they belong to: ray i is pixel i % image_size of its image.
+
+    ``first_ray`` counts the rays before this slice of a larger batch.
+    """
+
+    origins: Float[Tensor, "n_rays 3"]
+    directions: Float[Tensor, "n_rays 3"]
+    image_size: int
+    frame_times: Float[Tensor, "B"] | None
+    first_ray: int = 0
+
+    def split(self, size: int) -> "list[RayBatch]":
+        """Slices of at most ``size`` rays."""
+        return [
+            RayBatch(
+                self.origins[start : start + size],
+                self.directions[start : start + size],
+                self.image_size,
+                self.frame_times,
+                start,
+            )
+            for start in range(0, self.origins.shape[0], size)
+        ]
+
+    def points(self, samples: RaySamples) -> Float[Tensor, "n_samples 3"]:
+        """World positions of the samples' middles."""
+        origins = self.origins.index_select(0, samples.ray_indices)
+        directions = self.directions.index_select(0, samples.ray_indices)
+        return torch.addcmul(origins, samples.t_mids[:, None], directions)
+
+    def images(self, samples: RaySamples) -> Int[Tensor, "n_samples"]:
+        """Index of each sample's image."""
+        rays = samples.ray_indices + self.first_ray
+        return torch.div(rays, self.image_size, rounding_mode="floor")
+
+    def times(self, samples: RaySamples) -> Float[Tensor, "n_samples"] | None:
+        """Scene time of each sample, None without times."""
+        return None if self.frame_times is None else self.frame_times[self.images(samples)]
+
+
 def intersect_box(
     rays_o: Float[Tensor, "n_rays 3"],
     rays_d: Float[Tensor, "n_rays 3"],
