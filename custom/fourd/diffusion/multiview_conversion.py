@@ -1,6 +1,6 @@
 """MVDream's original checkpoint (ldm layout) as diffusers models: names, shapes and configurations.
 
-The original file is one flat state dict: the U-Net below ``model.diffusion_model.``, the autoencoder
+The original is one flat state dict: the U-Net below ``model.diffusion_model.``, the autoencoder
 below ``first_stage_model.``, an OpenCLIP text encoder that diffusers' own replaces, and schedule
 buffers. Every name is rewritten by a rule; the configurations are read off the tensors, so a small
 model of the same layout converts as well.
@@ -51,7 +51,13 @@ _UNET_ENDS = {
     "middle_block.1": "mid_block.attentions.0",
     "middle_block.2": "mid_block.resnets.1",
 }
-_VAE_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+_VAE_ATTENTION = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
 
 
 def unet_key(name: str, layers_per_block: int = 2) -> str:
@@ -132,7 +138,7 @@ def convert_unet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def convert_autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return an ldm autoencoder's state dict under diffusers' names.
 
-    The attention of the middle block is a 1 x 1 convolution in ldm and linear in diffusers, so those
+    The attention of the middle block is a 1 x 1 convolution in ldm and linear in diffusers, so its
     weights lose their last two dimensions.
     """
     state = without_prefix(state, AUTOENCODER_PREFIX)
@@ -227,7 +233,8 @@ def _layers_per_block(state: Mapping[str, Tensor]) -> int:
         ValueError: if the state dict holds no ldm U-Net.
     """
     samplers = [
-        int(match[1]) for match in map(re.compile(r"input_blocks\.(\d+)\.0\.op\.").match, state)
+        int(match[1])
+        for match in map(re.compile(r"input_blocks\.(\d+)\.0\.op\.").match, state)
         if match
     ]
     if not samplers:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threestudio.models.guidance.base import PRIOR_COMPONENTS
 from threestudio.models.guidance.multiview_facts import MultiviewFacts, read_multiview_facts
 from threestudio.models.guidance.noise_schedule import NoiseSchedule, noise_schedule
 from threestudio.utils.diffusers_folder import load_model, read_config
@@ -27,8 +28,6 @@ from .multiview_conversion import (
     convert_unet,
     unet_config,
 )
-
-_COMPONENTS = ("unet", "vae", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def load_multiview_prior(
         autoencoder = autoencoder.to(device, dtype)
         unet = unet.to(device, dtype)
     else:
-        root = resolve_pretrained(name, revision, components=_COMPONENTS)
+        root = resolve_pretrained(name, revision, components=PRIOR_COMPONENTS)
         facts = read_multiview_facts(root)
         if read_config(root, "unet").get("_class_name") == "UNet2DConditionModel":
             unet = load_model(root, "unet", device, dtype)
@@ -106,12 +105,14 @@ def read_original_checkpoint(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} is damaged or holds more than tensors; expected MVDream's original state dict. "
+            f"{path} is damaged or holds more than tensors; expected MVDream's original file. "
             "Code in a checkpoint is never run. Fetch it again, or convert it to safetensors."
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no flat state dict of tensors; expected MVDream's original.")
+        raise ValueError(
+            f"{path} holds no flat state dict of tensors; expected MVDream's original."
+        )
     return dict(state)
 
 
@@ -132,7 +133,7 @@ def build_from_original(
     for prefix, part in parts.items():
         if not part:
             raise ValueError(
-                f"The checkpoint holds no tensor below '{prefix}'; expected MVDream's original file."
+                f"The checkpoint holds no tensor below '{prefix}'; expected MVDream's original."
             )
     unet = _assigned(
         UNet2DConditionModel,
@@ -166,8 +167,15 @@ def _assigned(cls: Any, config: dict[str, Any], state: dict[str, Tensor]) -> tor
     """Build a model without memory of its own and put the tensors of ``state`` in its place."""
     with torch.device("meta"):
         model = cls(**config)
-    try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"The checkpoint does not fit {cls.__name__}: {error}") from error
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [name for name in {**expected, **given} if expected.get(name) != given.get(name)]
+    if wrong:
+        first = wrong[0]
+        raise ValueError(
+            f"The checkpoint does not fit {cls.__name__}: {len(wrong)} tensors differ, first "
+            f"{first} with shape {given.get(first)}; expected {expected.get(first)}. "
+            "Fetch it again."
+        )
+    model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)

@@ -64,7 +64,7 @@ def sample_ddim(
         Clean latents in the U-Net's scaling (divide by the autoencoder's scaling factor to decode).
 
     Raises:
-        ValueError: if the text or camera batch does not fit ``shape``, or ``steps`` is out of range.
+        ValueError: if text or camera do not fit ``shape``, or ``steps`` is out of range.
     """
     schedule = noise_schedule(scheduler)
     batch = shape[0]

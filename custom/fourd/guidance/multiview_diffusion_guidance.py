@@ -6,12 +6,12 @@ and width of a text; ``k`` numbers of a camera vector.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import threestudio
 import torch
 from jaxtyping import Float, Int
-from threestudio.models.guidance.base import DiffusionGuidance
+from threestudio.models.guidance.base import PRIOR_COMPONENTS, DiffusionGuidance
 from threestudio.models.guidance.latent_images import encode_images, latent_size, resize_images
 from threestudio.models.guidance.score_distillation import (
     add_noise,
@@ -24,7 +24,7 @@ from threestudio.models.guidance.score_distillation import (
     weighted_residual,
 )
 from threestudio.models.prompt_processors.base import PromptProcessorOutput
-from threestudio.utils.pretrained import model_table
+from threestudio.utils.pretrained import RequiredModel, model_table
 from torch import Tensor
 
 from ..diffusion.camera_vector import camera_vector
@@ -35,7 +35,7 @@ from ..diffusion.multiview_prior import load_multiview_prior
 class MultiviewDiffusionGuidance(DiffusionGuidance):
     """MVDream's guidance: all views of an object are denoised together, given their cameras.
 
-    ``recon_loss`` pulls the latents to the model's own clean latents (with their contrast restored),
+    ``recon_loss`` pulls the latents to the model's own clean latents (their contrast restored),
     which equals SDS with weight sigma / alpha; otherwise it is SDS with ``weighting_strategy``.
     """
 
@@ -45,7 +45,7 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
 
         model_name: str = "sd-v2.1-base-4view"
         """The original code's name; looked up in configs/models.yaml when nothing else is given."""
-        ckpt_path: Optional[str] = None
+        ckpt_path: str | None = None
         """Original ldm checkpoint (.pt, .safetensors, or owner/name/file on the hub)."""
         guidance_scale: Any = 50.0
         """s of eps_uncond + s (eps_text - eps_uncond)."""
@@ -53,9 +53,9 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
         """What the model is told of cameras; only "rotation" (unit-length translation) exists."""
         view_dependent_prompting: bool = False
         """The model sees the cameras, so the words need not name the view."""
-        n_view: Optional[int] = None
+        n_view: int | None = None
         """Views of one object; None takes the model's own number (MVDream: 4)."""
-        image_size: Optional[int] = None
+        image_size: int | None = None
         """Edge of the images that the model sees; None takes the model's own (MVDream: 256)."""
         recon_loss: bool = True
         """Reconstruct the clean latents instead of the SDS gradient."""
@@ -69,7 +69,7 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
     @classmethod
     def required_models(cls, cfg: Mapping[str, Any]) -> list[str]:
         """List the model that a guidance of this configuration will load."""
-        return [_model_of(cfg.get)]
+        return [RequiredModel(_model_of(cfg.get), PRIOR_COMPONENTS, cfg.get("revision"))]
 
     def configure(self) -> None:
         """Load the prior.
@@ -173,9 +173,7 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
             size = latent_size(self.vae, self.image_size)
             return resize_images(images, (size, size))
         images = resize_images(images, (self.image_size, self.image_size))
-        return encode_images(
-            self.vae, images, lambda shape: self.draw_noise("mv-posterior", shape)
-        )
+        return encode_images(self.vae, images, lambda shape: self.draw_noise("mv-posterior", shape))
 
     def camera_vectors(
         self, c2w: Float[Tensor, "B 4 4"], fovy: Float[Tensor, "B"] | None

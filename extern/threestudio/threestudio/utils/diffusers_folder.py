@@ -4,10 +4,12 @@ A configuration file chooses among the classes below and the ones that an extens
 can never bring code of its own, whatever ``auto_map`` or ``_class_name`` it carries.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +73,14 @@ def load_model(
     name = config.get("_class_name") or (config.get("architectures") or [None])[0]
     cls = _listed_class(_MODEL_CLASSES, name, Path(root) / component)
     folder = Path(root) / component
-    model = cls.from_pretrained(
-        folder,
-        torch_dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        **_variant(folder),
-    )
+    with _without_progress_bars():
+        model = cls.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            **_variant(folder),
+        )
     return model.eval().requires_grad_(False).to(device=device)
 
 
@@ -118,6 +121,20 @@ def _sample_of_file(path: Path, size: int) -> bytes:
         head = file.read(_END_BYTES)
         file.seek(-_END_BYTES, os.SEEK_END)
         return hashlib.sha256(head + file.read()).digest()
+
+
+@contextlib.contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar per file into the launcher's own display."""
+    from transformers.utils import logging as transformers_logging
+
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _variant(folder: Path) -> dict[str, str]:

@@ -8,28 +8,26 @@ A model is named by one string, in this order of meaning:
 
 Ids that their publishers withdrew are answered by mirrors from a table (``configs/models.yaml``).
 Whatever cannot be had ends in one sentence within seconds: the network is probed before the hub's
-own client, with its long retries, is allowed to try. Importing this module loads no hub client.
+own client, with its long retries, is allowed to try (`threestudio.utils.hub`).
 """
 
 import os
 import re
-import socket
-import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import threestudio
+from threestudio.utils.hub import cached_snapshot, download, hub_cache_folder, why_no_download
 
 EMBEDDED_PREFIX = "embedded://"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-PROBE_SECONDS = 2.0
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_STANDARD_COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_FACTS = ("model_index.json", "multiview.json")
+_SMALL = ("*.json", "*.txt")
 _COMPONENTS_WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
-_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 
 _embedded_roots: list[Path] = []
 _table_paths: list[Path] = []
@@ -38,6 +36,36 @@ _announced: set[str] = set()
 
 class ModelUnavailableError(FileNotFoundError):
     """A pretrained model is not on this disk and cannot be fetched; the message is one sentence."""
+
+
+class RequiredModel(str):
+    """The name of a model that a run needs, with which part of it; prints as the name."""
+
+    components: tuple[str, ...]
+    """Parts that are needed ("unet", ...); none means all that the folder has."""
+    revision: str | None
+    """Commit of a hub id."""
+
+    def __new__(
+        cls, name: str, components: Sequence[str] = (), revision: str | None = None
+    ) -> "RequiredModel":
+        """Return ``name`` with what is needed of it."""
+        required = super().__new__(cls, name)
+        required.components, required.revision = tuple(components), revision
+        return required
+
+    def __eq__(self, other: object) -> bool:
+        """Tell requests of different parts of one model apart; equal a plain name."""
+        if isinstance(other, RequiredModel):
+            mine, theirs = (self.components, self.revision), (other.components, other.revision)
+            return str.__eq__(self, other) and mine == theirs
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        """Tell the opposite; `str` defines its own."""
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 def register_embedded_root(path: str | os.PathLike) -> None:
@@ -137,13 +165,13 @@ def resolve_checkpoint_file(
             f"The weights file '{name}' does not exist; give an existing file, or "
             "'owner/name/file.pt' for a file on the hub."
         )
-    cached = _cached_snapshot(owner_and_repository, revision)
+    cached = cached_snapshot(owner_and_repository, revision)
     if cached is not None and (cached / filename).is_file():
         return cached / filename
-    cause = _why_no_download(allow_download)
+    cause = why_no_download(allow_download)
     if cause is None:
-        cause = _download(owner_and_repository, revision, [filename])
-    cached = _cached_snapshot(owner_and_repository, revision)
+        cause = download(owner_and_repository, revision, [filename])
+    cached = cached_snapshot(owner_and_repository, revision)
     if cause is None and cached is not None and (cached / filename).is_file():
         return cached / filename
     raise _unavailable(name, owner_and_repository, cause or f"it holds no file {filename}")
@@ -151,7 +179,15 @@ def resolve_checkpoint_file(
 
 def models_available(names: Iterable[str]) -> dict[str, bool]:
     """Tell for each model whether it is on this disk, without opening a connection."""
-    return {name: _is_available(name) for name in names}
+    available: dict[str, bool] = {}
+    for name in names:
+        try:
+            _resolve_required(name, allow_download=False)
+        except (ModelUnavailableError, ValueError):
+            available[str(name)] = False
+        else:
+            available.setdefault(str(name), True)
+    return available
 
 
 def require_models(names: Iterable[str]) -> None:
@@ -163,12 +199,12 @@ def require_models(names: Iterable[str]) -> None:
     Raises:
         ModelUnavailableError: for the first model that cannot be had.
     """
-    for name in dict.fromkeys(names):
-        _resolve_any(name, allow_download=True)
+    for name in names:
+        _resolve_required(name, allow_download=True)
 
 
 def missing_parts(root: Path, components: Sequence[str]) -> list[str]:
-    """List the files that ``components`` need and the folder does not hold; pickles do not count."""
+    """List the files that ``components`` need and the folder lacks; pickles do not count."""
     missing = []
     for component in components:
         folder = root / component
@@ -184,36 +220,14 @@ def missing_parts(root: Path, components: Sequence[str]) -> list[str]:
     return missing
 
 
-def is_offline() -> bool:
-    """Tell whether the environment asks for no network (HF_HUB_OFFLINE and its relatives)."""
-    return any(
-        os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
-        for name in _OFFLINE_VARIABLES
-    )
-
-
-def hub_cache_folder() -> Path:
-    """Return where the hub's client keeps its downloads, by its own environment variables."""
-    explicit = os.environ.get("HF_HUB_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    cache_home = os.environ.get("XDG_CACHE_HOME", os.path.join("~", ".cache"))
-    home = os.environ.get("HF_HOME", os.path.join(cache_home, "huggingface"))
-    return Path(home).expanduser() / "hub"
-
-
-def _resolve_any(name: str, allow_download: bool) -> Path:
+def _resolve_required(name: str, allow_download: bool) -> Path:
+    revision = getattr(name, "revision", None)
     if name.endswith(WEIGHT_SUFFIXES):
-        return resolve_checkpoint_file(name, allow_download=allow_download)
-    return resolve_pretrained(name, allow_download=allow_download)
-
-
-def _is_available(name: str) -> bool:
-    try:
-        _resolve_any(name, allow_download=False)
-    except (ModelUnavailableError, ValueError):
-        return False
-    return True
+        return resolve_checkpoint_file(name, revision, allow_download)
+    components = getattr(name, "components", ())
+    return resolve_pretrained(
+        str(name), revision, components=components, allow_download=allow_download
+    )
 
 
 def _embedded_folder(name: str) -> Path:
@@ -241,106 +255,45 @@ def _hub_folder(
     # A copy of the withdrawn original that is still in the cache is as good as its mirror. A
     # revision is a commit of the original's repository, so it never applies to a mirror.
     for candidate in [name, *mirrors]:
-        cached = _cached_snapshot(candidate, revision if candidate == name else None)
-        if cached is not None and not missing_parts(cached, components):
-            _announce_mirror(name, candidate)
+        own_revision = revision if candidate == name else None
+        cached = cached_snapshot(candidate, own_revision)
+        if cached is not None and _is_complete(cached, components):
+            if allow_download:
+                _warn_unverified(candidate, own_revision)
+                _announce_mirror(name, candidate)
             return cached
-    cause = _why_no_download(allow_download)
+    cause = why_no_download(allow_download)
     if cause is not None:
         raise _unavailable(name, (mirrors or [name])[0], cause)
     causes = []
     for candidate in mirrors or [name]:
         own_revision = revision if candidate == name else None
         _warn_unverified(candidate, own_revision)
-        cause = _download(candidate, own_revision, _download_patterns(components))
-        cached = _cached_snapshot(candidate, own_revision)
-        if cause is None and cached is not None:
-            _announce_mirror(name, candidate)
-            return cached
-        causes.append(f"{candidate}: {cause or 'nothing was downloaded'}")
+        for patterns in _download_patterns(components):
+            cause = download(candidate, own_revision, patterns)
+            cached = cached_snapshot(candidate, own_revision)
+            if cause is None and cached is not None and _is_complete(cached, components):
+                _announce_mirror(name, candidate)
+                return cached
+        causes.append(f"{candidate}: {cause or 'it holds no complete safetensors model'}")
     raise _unavailable(name, (mirrors or [name])[0], "; ".join(causes))
 
 
-def _cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
-    """Return the snapshot folder of the hub's cache; its layout is documented and stable."""
-    repository = hub_cache_folder() / f"models--{hub_id.replace('/', '--')}"
-    reference = repository / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    if commit is None or not (repository / "snapshots" / commit).is_dir():
-        return None
-    return repository / "snapshots" / commit
+def _is_complete(root: Path, components: Sequence[str]) -> bool:
+    parts = components or [part for part in _STANDARD_COMPONENTS if (root / part).is_dir()]
+    return bool(parts) and not missing_parts(root, parts)
 
 
-def _download_patterns(components: Sequence[str]) -> list[str]:
+def _download_patterns(components: Sequence[str]) -> list[list[str]]:
+    """Return file patterns to download, and the ones to try where those bring no weights."""
     # Repositories of this family hold each weight up to four times; these names are one copy.
-    files = ["*.json", "*.txt", "diffusion_pytorch_model.safetensors", "model.safetensors"]
-    files.append("*-of-*.safetensors")
-    folders = list(components) or ["unet", "vae", "text_encoder", "tokenizer", "scheduler"]
-    return ["*.json", *(f"{folder}/{file}" for folder in folders for file in files)]
-
-
-def _why_no_download(allow_download: bool) -> str | None:
-    if not allow_download:
-        return "downloads were not asked for"
-    if is_offline():
-        return "the environment says to stay offline (HF_HUB_OFFLINE)"
-    return _network_problem()
-
-
-def _network_problem() -> str | None:
-    """Try to reach the hub, or the proxy before it, for `PROBE_SECONDS`; None when it answers."""
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    target = urllib.parse.urlsplit(endpoint)
-    proxy = urllib.request.getproxies().get(target.scheme)
-    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
-        target = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    port = target.port or (80 if target.scheme == "http" else 443)
-    reached = threading.Event()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((target.hostname, port), timeout=PROBE_SECONDS).close()
-            reached.set()
-        except OSError:
-            pass
-
-    # Looking a name up cannot be given a time limit, so it happens beside the caller.
-    probe = threading.Thread(target=connect, daemon=True)
-    probe.start()
-    probe.join(PROBE_SECONDS + 0.5)
-    return None if reached.is_set() else f"{target.hostname} cannot be reached from this machine"
-
-
-def _download(hub_id: str, revision: str | None, patterns: list[str]) -> str | None:
-    """Download files into the hub's cache; return why that failed, or None."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        snapshot_download(
-            hub_id,
-            revision=revision,
-            allow_patterns=patterns,
-            cache_dir=hub_cache_folder(),
-            etag_timeout=3,
-        )
-    except GatedRepoError:
-        return "its licence must first be accepted on the hub, then log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        return "the hub has no such public repository"
-    except RevisionNotFoundError:
-        return f"the repository has no revision '{revision}'"
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        return f"the hub answered {status}"
-    except OSError as error:
-        return f"the download broke off ({type(error).__name__})"
-    return None
+    plain = ["diffusion_pytorch_model.safetensors", "model.safetensors", "*-of-*.safetensors"]
+    half = ["*.fp16.safetensors", "*.fp16-*-of-*.safetensors"]
+    folders = components or _STANDARD_COMPONENTS
+    return [
+        [*_FACTS, *(f"{folder}/{name}" for folder in folders for name in [*_SMALL, *weights])]
+        for weights in (plain, half)
+    ]
 
 
 def _unavailable(name: str, wanted: str, cause: str) -> ModelUnavailableError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,9 @@ from threestudio.models.guidance.noise_schedule import NoiseSchedule
 from threestudio.utils import rng
 from threestudio.utils.base import BaseObject
 from threestudio.utils.misc import C, get_rank
+from threestudio.utils.pretrained import RequiredModel
+
+PRIOR_COMPONENTS = ("unet", "vae", "scheduler")
 
 
 class DiffusionGuidance(BaseObject):
@@ -24,9 +27,9 @@ class DiffusionGuidance(BaseObject):
     class Config(BaseObject.Config):
         """Keys that all guidances of the contract know."""
 
-        pretrained_model_name_or_path: Optional[str] = None
+        pretrained_model_name_or_path: str | None = None
         """Folder, hub id or ``embedded://name`` of the prior."""
-        revision: Optional[str] = None
+        revision: str | None = None
         """Commit of a hub id; None is unverified."""
         enable_memory_efficient_attention: bool = False
         """Accepted for upstream's configs; torch's fused attention is always used."""
@@ -38,7 +41,7 @@ class DiffusionGuidance(BaseObject):
         """Keep the U-Net's weights in channels-last layout."""
         guidance_scale: Any = 7.5
         """Scale of classifier-free guidance; a number or a schedule."""
-        grad_clip: Optional[Any] = None
+        grad_clip: Any | None = None
         """Largest absolute gradient of a latent; a number, a schedule or None."""
         half_precision_weights: bool = True
         """Load the prior in fp16 on CUDA; the CPU always computes in fp32."""
@@ -55,8 +58,8 @@ class DiffusionGuidance(BaseObject):
     @classmethod
     def required_models(cls, cfg: Mapping[str, Any]) -> list[str]:
         """List the models that a guidance of this configuration will load."""
-        default = cls.Config.pretrained_model_name_or_path
-        return [cfg.get("pretrained_model_name_or_path") or default]
+        name = cfg.get("pretrained_model_name_or_path") or cls.Config.pretrained_model_name_or_path
+        return [RequiredModel(name, PRIOR_COMPONENTS, cfg.get("revision"))]
 
     def setup_schedule(self, schedule: NoiseSchedule) -> None:
         """Take over a prior's schedule and set everything that depends on the step to step 0."""
@@ -103,9 +106,7 @@ class DiffusionGuidance(BaseObject):
         half = self.cfg.half_precision_weights and device.type != "cpu"
         return torch.float16 if half else torch.float32
 
-    def draw_timesteps(
-        self, role: str, batch: int, shared: bool
-    ) -> Int[Tensor, "b"]:
+    def draw_timesteps(self, role: str, batch: int, shared: bool) -> Int[Tensor, "b"]:
         """Draw uniformly from [min_step, max_step] for the current step.
 
         Args:

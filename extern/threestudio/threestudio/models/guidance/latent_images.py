@@ -45,9 +45,7 @@ def encode_images(
 
 
 @torch.no_grad()
-def decode_latents(
-    autoencoder, latents: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b 3 h2 w2"]:
+def decode_latents(autoencoder, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
     """Decode scaled latents to images in [0, 1], clamped, in fp32."""
     parameter = next(autoencoder.parameters())
     shift = getattr(autoencoder.config, "shift_factor", None) or 0.0

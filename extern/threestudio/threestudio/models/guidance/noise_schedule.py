@@ -39,6 +39,8 @@ def noise_schedule(scheduler: Any) -> NoiseSchedule:
         ValueError: if it describes no beta schedule, predicts something that is not understood, or
             cannot be inverted (an epsilon prediction with zero terminal SNR).
     """
+    if isinstance(scheduler, NoiseSchedule):
+        return scheduler
     config = dict(scheduler if isinstance(scheduler, Mapping) else scheduler.config)
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise ValueError(

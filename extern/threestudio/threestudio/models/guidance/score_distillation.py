@@ -3,14 +3,14 @@
 A guidance calls its model and hands the answer to these pure functions; nothing here knows a model,
 a schedule object or a random generator.
 
-Dimensions: ``b`` images (or clips) of the batch; ``...`` the dimensions of one latent, (c, h, w) for
-an image and (c, f, h, w) for a clip. Both scales of a noisy latent
+Dimensions: ``b`` images (or clips) of the batch; ``...`` the dimensions of one latent, (c, h, w)
+for an image and (c, f, h, w) for a clip. Both scales of a noisy latent
 
     noisy = signal_scale * clean + noise_scale * noise
 
-are given per item and broadcast over ``...``: (sqrt(abar), sqrt(1 - abar)) for a diffusion schedule,
+are given per item and broadcast over ``...``: (sqrt(abar), sqrt(1 - abar)) for diffusion,
 (1 - s, s) for flow matching. A schedule whose last step has no signal left (signal_scale = 0) is
-valid with "v_prediction" and "flow" everywhere below: only the "epsilon" form divides by the signal.
+valid with "v_prediction" and "flow" everywhere below; only the "epsilon" form divides by it.
 """
 
 import torch
@@ -162,7 +162,9 @@ def sds_weight(
 
 
 def weighted_residual(
-    prediction: Float[Tensor, "b ..."], reference: Float[Tensor, "b ..."], weight: Float[Tensor, "b"]
+    prediction: Float[Tensor, "b ..."],
+    reference: Float[Tensor, "b ..."],
+    weight: Float[Tensor, "b"],
 ) -> Float[Tensor, "b ..."]:
     """Return w * (prediction - reference), the gradient with respect to the latents.
 
@@ -199,7 +201,7 @@ def rescale_denoised(
     """Pull the contrast of a guided clean latent towards the unguided conditional one.
 
     factor * f * denoised + (1 - factor) * denoised, f = std(denoised_cond) / std(denoised) over all
-    views, channels and pixels of a group (Lin et al. 2023, eq. 15-16, per view group as in MVDream).
+    views, channels and pixels of a group (Lin et al. 2023, eq. 15-16; per group as in MVDream).
 
     Args:
         denoised: clean latents after classifier-free guidance, groups contiguous.
@@ -238,7 +240,7 @@ def score_distillation_loss(
     used = torch.nan_to_num(gradient.detach())
     if grad_clip is not None:
         used = used.clamp(-grad_clip, grad_clip)
-    # Squaring `latents - target` would lose a small gradient to rounding where the latents are large;
+    # Squaring `latents - target` would round a small gradient away where the latents are large;
     # the second term is zero and carries the derivative, which so is `used` to the last bit.
     carrier = ((latents - latents.detach()) * used).sum()
     return (0.5 * (used * used).sum() + carrier) / latents.shape[0], used

@@ -5,14 +5,14 @@ Dimensions: ``B`` images of the batch, ``l`` and ``d`` tokens and width of a tex
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-import threestudio
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from threestudio.models.guidance.base import DiffusionGuidance
+import threestudio
+from threestudio.models.guidance.base import PRIOR_COMPONENTS, DiffusionGuidance
 from threestudio.models.guidance.latent_images import (
     decode_latents,
     encode_images,
@@ -39,8 +39,6 @@ from threestudio.utils.diffusers_folder import load_model, read_config
 from threestudio.utils.misc import C
 from threestudio.utils.pretrained import resolve_pretrained
 
-_COMPONENTS = ("unet", "vae", "scheduler")
-
 
 @threestudio.register("stable-diffusion-guidance")
 class StableDiffusionGuidance(DiffusionGuidance):
@@ -54,11 +52,11 @@ class StableDiffusionGuidance(DiffusionGuidance):
     class Config(DiffusionGuidance.Config):
         """Keys of the contract."""
 
-        pretrained_model_name_or_path: Optional[str] = "runwayml/stable-diffusion-v1-5"
+        pretrained_model_name_or_path: str | None = "runwayml/stable-diffusion-v1-5"
         """Folder, hub id or ``embedded://name`` of the prior."""
         guidance_scale: Any = 100.0
         """s of eps_text + s (eps_text - eps_uncond); diffusers' scale is s + 1."""
-        image_size: Optional[int] = None
+        image_size: int | None = None
         """Edge of the images that the model sees; None takes 512, or what multiview.json says."""
         use_sjc: bool = False
         """Score Jacobian Chaining's gradient instead of DreamFusion's."""
@@ -68,7 +66,7 @@ class StableDiffusionGuidance(DiffusionGuidance):
         """ "sds", "uniform" or "fantasia3d"; see `sds_weight`."""
         token_merging: bool = False
         """Not provided; true is refused."""
-        token_merging_params: Optional[dict] = None
+        token_merging_params: dict | None = None
         """Accepted for upstream's configs, unused."""
         max_items_eval: int = 4
         """Accepted for upstream's configs, unused."""
@@ -93,7 +91,7 @@ class StableDiffusionGuidance(DiffusionGuidance):
                 "token_merging is true; expected false, since token merging is not provided."
             )
         root = resolve_pretrained(
-            self.cfg.pretrained_model_name_or_path, self.cfg.revision, components=_COMPONENTS
+            self.cfg.pretrained_model_name_or_path, self.cfg.revision, components=PRIOR_COMPONENTS
         )
         self._load(root)
         self.setup_schedule(noise_schedule(read_config(root, "scheduler")))
@@ -113,7 +111,7 @@ class StableDiffusionGuidance(DiffusionGuidance):
         self.image_size = self.cfg.image_size or model_size
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
-        """Evaluate every scheduled key at a step; with ``sqrt_anneal`` the range is one timestep."""
+        """Evaluate every scheduled key; with ``sqrt_anneal`` the range is one timestep."""
         super().update_step(epoch, global_step, on_load_weights)
         if self.cfg.sqrt_anneal:
             low = C(self.cfg.min_step_percent, epoch, global_step)

@@ -5,13 +5,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-import threestudio
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import threestudio
 from threestudio.models.prompt_processors.embedding_cache import EmbeddingCache
 from threestudio.models.prompt_processors.prompt_processor_output import PromptProcessorOutput
 from threestudio.models.prompt_processors.view_directions import (
@@ -21,6 +21,7 @@ from threestudio.models.prompt_processors.view_directions import (
 )
 from threestudio.utils.base import BaseObject
 from threestudio.utils.misc import barrier, get_rank
+from threestudio.utils.pretrained import RequiredModel
 
 __all__ = [
     "DirectionConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "shift_azimuth_deg",
 ]
 
+TEXT_COMPONENTS = ("tokenizer", "text_encoder")
 PROMPT_LIBRARY = Path("load/prompt_library.json")
 
 
@@ -52,19 +54,19 @@ class PromptProcessor(BaseObject):
 
         prompt: str = "a hamburger"
         """What to make. ``lib:a_b`` takes the one prompt of the library that holds a and b."""
-        prompt_front: Optional[str] = None
+        prompt_front: str | None = None
         """Prompt of front views; None adds the direction's words to ``prompt``."""
-        prompt_side: Optional[str] = None
+        prompt_side: str | None = None
         """The same of side views."""
-        prompt_back: Optional[str] = None
+        prompt_back: str | None = None
         """The same of back views."""
-        prompt_overhead: Optional[str] = None
+        prompt_overhead: str | None = None
         """The same of overhead views."""
         negative_prompt: str = ""
         """What to stay away from; the unconditional half of classifier-free guidance."""
         pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"
         """Folder, hub id or ``embedded://name`` whose tokenizer and text encoder are used."""
-        revision: Optional[str] = None
+        revision: str | None = None
         """Commit of a hub id; None is unverified."""
         overhead_threshold: float = 60.0
         """Views above this elevation are overhead, degrees."""
@@ -94,7 +96,7 @@ class PromptProcessor(BaseObject):
         """Not provided; true is refused."""
         pretrained_model_name_or_path_prompt_debiasing: str = "bert-base-uncased"
         """Accepted for upstream's configs, unused."""
-        prompt_debiasing_mask_ids: Optional[Any] = None
+        prompt_debiasing_mask_ids: Any | None = None
         """Accepted for upstream's configs, unused."""
 
     cfg: Config
@@ -102,8 +104,8 @@ class PromptProcessor(BaseObject):
     @classmethod
     def required_models(cls, cfg: Mapping[str, Any]) -> list[str]:
         """List the models that a processor of this configuration will load."""
-        default = cls.Config.pretrained_model_name_or_path
-        return [cfg.get("pretrained_model_name_or_path") or default]
+        name = cfg.get("pretrained_model_name_or_path") or cls.Config.pretrained_model_name_or_path
+        return [RequiredModel(name, TEXT_COMPONENTS, cfg.get("revision"))]
 
     def configure(self) -> None:
         """Read the prompts and make or load their embeddings.
@@ -131,7 +133,9 @@ class PromptProcessor(BaseObject):
         self.prompts_vd = [
             self.cfg.get(f"prompt_{d.name}", None) or d.prompt(self.prompt) for d in self.directions
         ]
-        self.negative_prompts_vd = [d.negative_prompt(self.negative_prompt) for d in self.directions]
+        self.negative_prompts_vd = [
+            d.negative_prompt(self.negative_prompt) for d in self.directions
+        ]
         threestudio.info(f"Prompt: {self.prompt!r}; negative prompt: {self.negative_prompt!r}")
         self.prepare_text_embeddings()
         self.load_text_embeddings()

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import threestudio
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+import threestudio
 from threestudio.models.prompt_processors.base import PromptProcessor
 
 

@@ -9,9 +9,10 @@ import os
 import tempfile
 from pathlib import Path
 
-import threestudio
 from jaxtyping import Float
 from torch import Tensor
+
+import threestudio
 
 # Changes whenever the way from a prompt to its embedding does.
 _RECIPE = "clip-last-hidden-state-1"

@@ -3,17 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import threestudio
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from threestudio.models.prompt_processors.base import PromptProcessor
+import threestudio
+from threestudio.models.prompt_processors.base import TEXT_COMPONENTS, PromptProcessor
 from threestudio.models.prompt_processors.vocabulary import check_words, read_vocabulary
 from threestudio.utils.diffusers_folder import folder_fingerprint, load_model, load_tokenizer
 from threestudio.utils.pretrained import resolve_pretrained
-
-_COMPONENTS = ("tokenizer", "text_encoder")
 
 
 @threestudio.register("stable-diffusion-prompt-processor")
@@ -32,13 +30,13 @@ class StableDiffusionPromptProcessor(PromptProcessor):
     def configure(self) -> None:
         """See `PromptProcessor.configure`."""
         self._folder: Path = resolve_pretrained(
-            self.cfg.pretrained_model_name_or_path, self.cfg.revision, components=_COMPONENTS
+            self.cfg.pretrained_model_name_or_path, self.cfg.revision, components=TEXT_COMPONENTS
         )
         super().configure()
 
     def encoder_fingerprint(self) -> str:
         """Return a hash of the tokenizer's and the text encoder's files."""
-        return folder_fingerprint(self._folder, _COMPONENTS)
+        return folder_fingerprint(self._folder, TEXT_COMPONENTS)
 
     def check_prompts(self) -> None:
         """Refuse words that a word-level tokenizer does not know."""
@@ -50,7 +48,7 @@ class StableDiffusionPromptProcessor(PromptProcessor):
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Float[Tensor, "n l d"]:
-        """Return the embeddings of prompts; what exceeds the encoder's length is cut, with a note."""
+        """Return the embeddings; what exceeds the encoder's length is cut, with a note."""
         tokenizer = load_tokenizer(self._folder)
         length = tokenizer.model_max_length
         for prompt, ids in zip(prompts, tokenizer(prompts).input_ids):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 ViewCondition = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -87,6 +87,6 @@ def direction_indices(
     """
     indices = torch.zeros_like(elevation, dtype=torch.long)
     for index, direction in enumerate(directions):
-        holds: Bool[Tensor, "B"] = direction.condition(elevation, azimuth, camera_distances)
+        holds = direction.condition(elevation, azimuth, camera_distances)
         indices = torch.where(holds, torch.full_like(indices, index), indices)
     return indices

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from threestudio.models.guidance.base import DiffusionGuidance
+from threestudio.models.guidance.noise_schedule import NoiseSchedule
+
+
+class ScheduleOnly(DiffusionGuidance):
+    """A guidance with a schedule and no model."""
+
+    def configure(self):
+        self.setup_schedule(NoiseSchedule(torch.linspace(0.999, 0.001, 100), "epsilon"))
+
+
+def test_range_of_timesteps_follows_its_schedule_at_any_step():
+    g = ScheduleOnly({"max_step_percent": [10, 0.98, 0.5, 20, 0.6, 30]})
+    for step, expected in ((0, 98), (15, 74), (20, 50), (30, 60), (99, 60), (15, 74)):
+        g.update_step(0, step)
+        assert g.max_step == expected
+    assert g.min_step == 2
+
+
+def test_both_ends_of_the_range_are_drawn_and_nothing_beyond():
+    g = ScheduleOnly({"min_step_percent": 0.5, "max_step_percent": 0.53})
+    drawn = g.draw_timesteps("test", 400, shared=False)
+    assert sorted(set(drawn.tolist())) == [50, 51, 52, 53]
+    whole = ScheduleOnly({"min_step_percent": 0.0, "max_step_percent": 1.0})
+    assert whole.max_step == 99
+    assert whole.draw_timesteps("test", 2000, shared=False).max() == 99
+
+
+def test_ranks_share_the_shared_draw_and_split_the_others(monkeypatch):
+    g = ScheduleOnly({})
+    alone = g.draw_noise("noise", (4, 2))
+    shared = g.draw_timesteps("t", 2, shared=True)
+    own = g.draw_timesteps("t", 4, shared=False)
+    monkeypatch.setenv("RANK", "1")
+    assert torch.equal(g.draw_noise("noise", (2, 2)), alone[2:])
+    assert torch.equal(g.draw_timesteps("t", 2, shared=True), shared)
+    assert torch.equal(g.draw_timesteps("t", 2, shared=False), own[2:])
+
+
+@pytest.mark.parametrize("low, high", [(-0.1, 0.5), (0.5, 1.1), (0.6, 0.5)])
+def test_impossible_ranges_are_refused(low, high):
+    with pytest.raises(ValueError, match=f"min_step_percent is {low} and max_step_percent {high}"):
+        ScheduleOnly({"min_step_percent": low, "max_step_percent": high})
+
+
+def test_a_guidance_holds_nothing_that_a_checkpoint_would_take():
+    assert not isinstance(ScheduleOnly({}), torch.nn.Module)

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from threestudio.models.guidance.latent_images import (
+    decode_latents,
+    encode_images,
+    latent_size,
+    resize_images,
+)
+
+from tests.fixtures.model_folders import TINY_VAE
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    torch.manual_seed(0)
+    return AutoencoderKL(**TINY_VAE).eval().requires_grad_(False)
+
+
+def images(seed=0, size=16):
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_shrinking_averages_instead_of_skipping():
+    # A one-pixel checkerboard is grey when it is seen from far; without the filter it would alias.
+    board = (torch.arange(8)[:, None] + torch.arange(8)[None]).remainder(2).float()
+    small = resize_images(board.view(1, 1, 8, 8), (2, 2))
+    torch.testing.assert_close(small, torch.full((1, 1, 2, 2), 0.5), atol=0.02, rtol=0)
+
+
+def test_same_size_is_untouched():
+    picture = images()
+    assert resize_images(picture, (16, 16)) is picture
+
+
+def test_encode_is_scaled_mean_plus_std_times_noise(autoencoder):
+    posterior = autoencoder.encode(images() * 2 - 1).latent_dist
+    torch.testing.assert_close(encode_images(autoencoder, images()), posterior.mean * 0.18215)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        encode_images(autoencoder, images(), lambda shape: noise.view(shape)),
+        (posterior.mean + posterior.std * noise) * 0.18215,
+    )
+
+
+def test_gradient_reaches_the_images_as_finite_differences_say(autoencoder):
+    double = AutoencoderKL(**TINY_VAE).double().requires_grad_(False)
+    double.load_state_dict(autoencoder.state_dict())
+    picture = images(size=4).double().requires_grad_()
+    weights = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(2))
+    (encode_images(double, picture) * weights).sum().backward()
+    step = torch.zeros_like(picture)
+    step[1, 2, 3, 1] = 1e-2
+    with torch.no_grad():
+        ahead = (encode_images(double, picture + step) * weights).sum()
+        behind = (encode_images(double, picture - step) * weights).sum()
+    # encode_images answers in fp32 whatever the model computes in.
+    assert picture.grad[1, 2, 3, 1].item() == pytest.approx(
+        (ahead - behind).item() / 2e-2, rel=1e-2
+    )
+
+
+def test_decode_undoes_the_scaling_and_clamps(autoencoder):
+    latents = 5 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    decoded = decode_latents(autoencoder, latents)
+    expected = autoencoder.decode(latents / 0.18215).sample * 0.5 + 0.5
+    torch.testing.assert_close(decoded, expected.clamp(0, 1))
+    assert decoded.min() >= 0 and decoded.max() <= 1
+
+
+def test_a_deterministic_posterior_draws_nothing():
+    from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
+
+    def refuse(shape):
+        raise AssertionError("a draw was made")
+
+    patches = PatchAutoencoder(patch_size=4, latent_channels=6)
+    assert encode_images(patches, images(), refuse).shape == (2, 6, 4, 4)
+
+
+def test_latent_size(autoencoder):
+    from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
+
+    assert latent_size(autoencoder, 16) == 8
+    assert latent_size(PatchAutoencoder(patch_size=4), 64) == 16

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from threestudio.models.guidance.noise_schedule import noise_schedule
+
+STABLE_DIFFUSION = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "skip_prk_steps": True,
+    "trained_betas": None,
+}
+
+
+def test_stable_diffusion_by_its_formula():
+    schedule = noise_schedule(STABLE_DIFFUSION)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    # fp32 products of a thousand factors: 1e-5 relative.
+    torch.testing.assert_close(
+        schedule.alphas_cumprod.double(), (1 - betas).cumprod(0), rtol=1e-4, atol=1e-6
+    )
+    assert schedule.prediction_type == "epsilon"
+    assert schedule.num_train_timesteps == 1000
+
+
+def test_zero_terminal_snr_ends_without_signal_and_starts_unchanged():
+    config = {**STABLE_DIFFUSION, "prediction_type": "v_prediction"}
+    plain = noise_schedule(config)
+    rescaled = noise_schedule({**config, "rescale_betas_zero_snr": True})
+    assert rescaled.alphas_cumprod[-1] == 0.0
+    assert rescaled.alphas_cumprod[0].item() == pytest.approx(plain.alphas_cumprod[0].item(), 1e-5)
+    assert (rescaled.alphas_cumprod.diff() < 0).all()
+
+
+def test_a_scheduler_object_reads_like_its_config():
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    schedule = noise_schedule(scheduler)
+    torch.testing.assert_close(schedule.alphas_cumprod, scheduler.alphas_cumprod)
+    assert schedule.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"_class_name": "FlowMatchEuler"}, "'FlowMatchEuler' names no beta_schedule"),
+        ({**STABLE_DIFFUSION, "prediction_type": "sample"}, "prediction_type is 'sample'"),
+        ({**STABLE_DIFFUSION, "rescale_betas_zero_snr": True}, "cannot be inverted"),
+    ],
+)
+def test_schedules_that_do_not_serve_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        noise_schedule(config)
