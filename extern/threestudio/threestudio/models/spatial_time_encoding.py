@@ -83,12 +83,13 @@ class HashGridSpatialTime(SpatialTimeEncoding):
     def forward(
         self,
         x: Float[Tensor, "n 3"],
-        frame_times: Float[Tensor, "n 1"] | Float[Tensor, "n"] | None = None,
+        frame_times: Float[Tensor, "*times"] | None = None,
     ) -> Float[Tensor, "n f"]:
         """Encodes points in [0, 1]^3 at times in [0, 1].
 
         Args:
-            frame_times: one per point; None takes `frame_time`, or 0 where that is unset.
+            frame_times: one per point, (n,) or (n, 1), or a single one for all; None takes
+                `frame_time`, or 0 where that is unset.
         """
         features = self.encoding(x)
         if self.static and self.skip_time_when_static:
@@ -136,13 +137,14 @@ class HashGridSpatialTimeDeform(SpatialTimeEncoding):
     def forward(
         self,
         x: Float[Tensor, "n 3"],
-        frame_times: Float[Tensor, "n 1"] | Float[Tensor, "n"] | None = None,
+        frame_times: Float[Tensor, "*times"] | None = None,
         out_all: bool = False,
     ) -> Float[Tensor, "n f"] | tuple[Float[Tensor, "n f"], Float[Tensor, "n 3"] | None]:
         """Encodes points in [0, 1]^3 at times in [0, 1].
 
         Args:
-            frame_times: one per point; None takes `frame_time`, or 0 where that is unset.
+            frame_times: one per point, (n,) or (n, 1), or a single one for all; None takes
+                `frame_time`, or 0 where that is unset.
             out_all: also return the displacement, None while static.
         """
         displacement = None
