@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -113,6 +114,16 @@ def test_every_rank_draws_the_same_kind():
         assert torch.equal(one["frame_times"], other["frame_times"])
         different += not torch.equal(one["c2w"], other["c2w"])
     assert different == 20
+
+
+def test_both_streams_take_their_place_from_the_trainer():
+    dataset = module().train_dataset
+    dataset.attach_trainer(
+        SimpleNamespace(global_step=7, accumulate_grad_batches=1, global_rank=1, world_size=3)
+    )
+    for part in (dataset.train_dataset_single, dataset.train_dataset_multi):
+        assert (part.start_step, part.rank, part.world_size) == (7, 1, 3)
+    assert next(iter(dataset))["step"] == 7
 
 
 def test_iterating_and_collating_by_step_agree_and_updates_do_not_matter():

@@ -137,6 +137,9 @@ def test_a_moving_camera_stays_in_its_ranges():
         **STEADY,
     )
     moved_elevation = moved_distance = 0.0
+    turning = stream(train_dynamic_camera=True, **CLIPS, **STEADY)
+    turns = [turning.collate({"step": step})["azimuth"].diff().abs().max() for step in range(20)]
+    assert max(turns) > 90.0 / 16, "the azimuth has a speed of its own, not the elevation's"
     for step in range(60):
         batch = moving.collate({"step": step})
         assert 0.0 <= batch["elevation"].min() and batch["elevation"].max() <= 8.0

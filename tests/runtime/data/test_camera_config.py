@@ -60,7 +60,7 @@ def test_plain_list_reads_numbers_lists_and_configs():
         ),
         (
             {"elevation_range": [30, 0]},
-            r"elevation_range is \[30, 0\], which is reversed; .*\[0, 30",
+            r"elevation_range is \[30, 0\], which is reversed; write .* first: \[0, 30\]",
         ),
         ({"elevation_range": [0, 91]}, r"elevation_range has the value 91; .*\[-90, 90\] degrees"),
         ({"azimuth_range": [1, 2, 3]}, r"azimuth_range is \[1, 2, 3\]; expected two numbers"),
