@@ -82,9 +82,9 @@ def test_typed_text_in_a_file_keeps_its_digits():
 
 def test_interpolation_in_a_file_still_works_for_prompts():
     cfg = resolve_config(
-        parse_yaml("system: {prompt: a cube, other: {prompt: '${system.prompt}'}}")
+        parse_yaml("system: {prompt: a cube, b: {prompt: '${system.prompt}'}}")
     )
-    assert cfg.system.other.prompt == "a cube"
+    assert cfg.system.b.prompt == "a cube"
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,20 @@ def resolve_config(config: DictConfig) -> DictConfig:
 
 def missing_keys(config: DictConfig) -> list[str]:
     """Return the dotted keys whose value is ``???``, profiles left out, sorted."""
-    keys = (key for key in OmegaConf.missing_keys(config) if not key.startswith("profiles."))
-    return sorted(keys)
+    values = OmegaConf.to_container(config, resolve=False)
+    values.pop("profiles", None)
+    return sorted(_missing_below(values, ""))
+
+
+def _missing_below(value: Any, path: str) -> Iterator[str]:
+    if value == "???":
+        yield path
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _missing_below(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _missing_below(item, f"{path}[{index}]")
 
 
 def _missing_value_message(error: OmegaConfBaseException) -> str:
