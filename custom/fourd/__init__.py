@@ -20,6 +20,7 @@ if Version(threestudio.__version__) < Version("0.3.0"):
 
 # Registered name to the module that registers it, relative to this package.
 REGISTRY: dict[str, str] = {
+    "fourdfy-system": "systems.fourdfy_system",
     "multiview-diffusion-guidance": "guidance.multiview_diffusion_guidance",
     "random-multiview-camera-datamodule": "data.random_multiview_camera_datamodule",
     "single-multiview-combined-camera-datamodule": (

@@ -45,8 +45,8 @@ def held_out_captions(count: int, seed: int = 0) -> list[str]:
     while len(captions) < count:
         number = len(captions)
         group = plain if number % 4 < 2 else held
-        first = WorldObject(*_order(pick(group)), size=pick(tuple(world.SIZES)))
-        first = WorldObject(first.shape, first.colour, first.size, first.material)
+        shape, colour, material = pick(group)
+        first = WorldObject(shape, colour, pick(tuple(world.SIZES)), material)
         objects = (first,)
         if number % 2:
             shape, colour, material = pick(seen)
@@ -55,11 +55,6 @@ def held_out_captions(count: int, seed: int = 0) -> list[str]:
         if caption not in captions:
             captions.append(caption)
     return captions
-
-
-def _order(appearance):
-    shape, colour, material = appearance
-    return shape, colour, "medium", material
 
 
 def load_text(folder: Path):

@@ -51,6 +51,12 @@ def build_multiview_unet():
         cross_attention_dim=facts["text_encoder"]["hidden_size"],
         attention_head_dim=4,
         norm_num_groups=8,
+        # Text also enters as one pooled vector, and both it and the camera scale features: without
+        # these the words take thousands of steps to matter at all.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_dim=256,
         class_embed_type="projection",
         projection_class_embeddings_input_dim=facts["camera_vector"]["size"],
     )

@@ -55,10 +55,12 @@ from .world_views import (
 )
 
 TEXT_DROPOUT = 0.1
-SINGLE_VIEW_SHARE = 0.1
-TIMESTEP_POWER = 0.7
+SINGLE_VIEW_SHARE = 0.08
+"""Of the steps: single images without a camera, whose words name the view."""
+LONE_VIEW_SHARE = 0.42
+"""Of the steps: one view of each of four times as many objects, with its camera."""
+TIMESTEP_POWER = 0.6
 WEIGHT_DECAY = 0.01
-CAMERA_RATE_FACTOR = 4.0
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Batch:
     latents: Tensor
     captions: list[str]
     cameras: Tensor | None
+    num_views: int
 
 
 class ViewSource:
@@ -82,31 +85,36 @@ class ViewSource:
         }
 
     def batch(self, step: int, num_groups: int) -> Batch:
-        """Half the groups show one object, half two."""
+        """Half the objects are alone, half in pairs; the kind of step is drawn first."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        single = chance(generator, SINGLE_VIEW_SHARE)
-        backgrounds = draw_backgrounds(num_groups, generator)
+        kind = float(torch.rand((), generator=generator))
+        single = kind < SINGLE_VIEW_SHARE
+        lone = single or kind < SINGLE_VIEW_SHARE + LONE_VIEW_SHARE
+        count = num_groups * NUM_VIEWS if lone else num_groups
+        backgrounds = draw_backgrounds(count, generator)
         images, captions, cameras = [], [], []
-        for number in range(num_groups):
+        for number in range(count):
+            view = int(torch.randint(NUM_VIEWS, (), generator=generator))
+            views = slice(view, view + 1) if lone else slice(0, NUM_VIEWS)
             parts = self.with_count[1 + number % 2]
             part = parts[int(torch.randint(len(parts), (), generator=generator))]
             group = int(torch.randint(len(self.groups[part].scenes), (), generator=generator))
             scene = recolour(self.groups[part].scenes[group], generator)
-            views = self.groups[part].layers[group]
-            images.append(
-                colour_views(views, [scene] * NUM_VIEWS, backgrounds[number].expand(NUM_VIEWS, 3))
-            )
+            layers = self.groups[part].layers[group][views]
+            background = backgrounds[number].expand(len(layers), 3)
+            images.append(colour_views(layers, [scene] * len(layers), background))
             caption = "" if chance(generator, TEXT_DROPOUT) else say(scene, generator)
-            poses, azimuths = self.poses[part][0][group], self.poses[part][1][group]
             with_view = caption and (single or chance(generator, 0.1))
             captions += [
                 f"{caption}, {view_suffix(float(azimuth))}" if with_view else caption
-                for azimuth in azimuths
+                for azimuth in self.poses[part][1][group][views]
             ]
-            cameras.append(camera_vector(poses, torch.full((NUM_VIEWS,), FOVY_RAD), "embedded"))
+            poses = self.poses[part][0][group][views]
+            cameras.append(camera_vector(poses, torch.full((len(poses),), FOVY_RAD), "embedded"))
         with torch.no_grad():
             latents = self.vae.encode(torch.cat(images)).latent_dist.mode()
-        return Batch(latents, captions, None if single else torch.cat(cameras))
+        views = 1 if lone else NUM_VIEWS
+        return Batch(latents, captions, None if single else torch.cat(cameras), views)
 
 
 class Trainer:
@@ -117,11 +125,8 @@ class Trainer:
         set_cross_view_attention(self.unet, NUM_VIEWS)
         self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
         self.modules = torch.nn.ModuleDict({"text": self.text_encoder, "unet": self.unet})
-        camera = list(self.unet.class_embedding.parameters())
-        known = {id(parameter) for parameter in camera}
-        others = [p for p in self.modules.parameters() if id(p) not in known]
         self.optimizer = torch.optim.AdamW(
-            [{"params": others, "factor": 1.0}, {"params": camera, "factor": CAMERA_RATE_FACTOR}],
+            self.modules.parameters(),
             lr=rate,
             betas=(0.9, 0.99),
             weight_decay=WEIGHT_DECAY,
@@ -143,7 +148,7 @@ class Trainer:
     def train_step(self, batch: Batch, scale: float, seed: int) -> float:
         """One update with the learning rate times `scale`; returns the velocity loss."""
         generator = torch.Generator().manual_seed(seed)
-        views = 1 if batch.cameras is None else NUM_VIEWS
+        views = batch.num_views
         count = len(batch.latents)
         drawn = torch.rand((count // views,), generator=generator) ** TIMESTEP_POWER
         timesteps = (drawn * 1000).long().clamp(0, 999).repeat_interleave(views)
@@ -160,7 +165,7 @@ class Trainer:
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * scale * group["factor"]
+            group["lr"] = self.rate * scale
         self.optimizer.step()
         self.step_count += 1
         self._average()
@@ -240,7 +245,7 @@ def export(trainer: Trainer, vae: PatchAutoencoder, recipe: dict, assets: Path =
     vae.save_pretrained(folder / "vae")
     trainer.tokenizer.save_pretrained(folder / "tokenizer")
     trainer.scheduler.save_pretrained(folder / "scheduler")
-    (folder / "unet" / "multiview.json").write_text(json.dumps(MULTIVIEW_FACTS) + "\n")
+    (folder / "multiview.json").write_text(json.dumps(MULTIVIEW_FACTS) + "\n")
     index = {
         "_class_name": "StableDiffusionPipeline",
         "text_encoder": ["transformers", "CLIPTextModel"],

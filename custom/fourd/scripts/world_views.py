@@ -28,8 +28,8 @@ from custom.fourd.world.render import render_layers
 FOVY_RAD = math.radians(40)
 ELEVATION_DEG, DISTANCE = (0.0, 32.0), (2.8, 3.2)
 NUM_VIEWS = 4
-GREY_BACKGROUND_SHARE = 0.25
-MOTION_WORD_SHARE = 0.25
+GREY_BACKGROUND_SHARE = 0.2
+MOTION_WORD_SHARE = 0.15
 SYNONYM_SHARE = 0.15
 PLAIN_SHARE = 0.7
 

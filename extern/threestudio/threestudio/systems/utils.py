@@ -55,7 +55,8 @@ def get_parameters(model: Any, name: str) -> list[nn.Parameter]:
 def parse_optimizer(config: Mapping, model: nn.Module) -> Optimizer:
     """Build the optimizer that ``config`` describes for the parameters of ``model``.
 
-    Every entry of ``params`` becomes one group, which carries its path under the key ``name``.
+    Every entry of ``params`` becomes one group, which carries its path under the key ``name``;
+    an entry that is null is left out.
     Adam and AdamW use their fused kernel unless the config says otherwise. If ``model`` has a true
     attribute ``strict_optimizer_groups``, each trainable parameter must be in a group and each
     group must have something to train; otherwise frozen groups are dropped and unlisted
@@ -72,7 +73,9 @@ def parse_optimizer(config: Mapping, model: nn.Module) -> Optimizer:
     if optimizer_class is torch.optim.AdamW and config["name"] == "FusedAdam":
         args.setdefault("weight_decay", 0.0)  # apex's default; torch's AdamW decays by 0.01
     if config.get("params"):
-        groups = _named_groups(config["params"], model)
+        # A profile or the command line removes a group by setting it to null.
+        kept = {path: value for path, value in config["params"].items() if value is not None}
+        groups = _named_groups(kept, model)
     else:
         groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     params = [param for group in groups for param in group["params"]]
