@@ -1,8 +1,6 @@
-"""A tiny system and data module, and a command line around `run_stage` for subprocess tests.
+"""A tiny system and data module, and an entry point for runs of it in other processes."""
 
-    python tiny_run.py FOLDER MODE [key=value ...]
-"""
-
+import logging
 import os
 import sys
 import time
@@ -10,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
 import torch
+import torch.utils.tensorboard  # noqa: F401 - loaded by the server, once for all runs
 from torch.utils.data import DataLoader, IterableDataset
 
 import threestudio
@@ -85,7 +84,7 @@ class TinyNet(BaseModule):
             self.ended += 0.5
 
     def forward(self, x):
-        self.seen += 1
+        self.seen += int(self.training)
         return self.layers(x) * (1 + 0.01 * self.ended)
 
 
@@ -99,14 +98,18 @@ class TinySystem(BaseSystem):
         nan_step: int = -1
         nan_in: str = "loss"
         sleep_sec: float = 0.0
-        crash_in_test: bool = False
-
+        sleep_before_sec: float = 0.0
+    
     def configure(self):
+        if self.cfg.sleep_before_sec:
+            print("building")
+            time.sleep(self.cfg.sleep_before_sec)
         self.net = threestudio.find("tiny-net")(self.cfg.net)
 
     def training_step(self, batch, batch_idx):
         assert self.net.step == self.true_global_step == batch["step"]
         if self.cfg.sleep_sec:
+            print(f"at step {self.true_global_step}.")
             time.sleep(self.cfg.sleep_sec)
         out = self.net(batch["x"])
         noise = torch.rand(()) if self.net.cfg.noise else 0.5
@@ -163,7 +166,21 @@ def make_config(folder, overrides=()):
     return load_config(text, cli_args=list(overrides), from_string=True)
 
 
-if __name__ == "__main__":
+def run_in_child(folder, mode, overrides, log):
+    """Entry point of a forked process: standard output and error go to the file ``log``."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    # The process writes through its own objects, which the fork copied from the server.
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", buffering=1)
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1)
+    logging.basicConfig(format="[%(levelname)s] %(message)s", stream=sys.stderr)
+    logging.getLogger("pytorch_lightning").setLevel(logging.INFO)
     torch.set_num_threads(1)
-    run_stage(make_config(sys.argv[1], sys.argv[3:]), sys.argv[2], sys.argv[1:])
+    os.chdir(os.path.dirname(log))
+    try:
+        run_stage(make_config(folder, overrides), mode, ["--config", "none.yaml", *overrides])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}")
+        sys.exit(1)
     print("DONE")

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
 import threestudio
 from threestudio.launcher.signals import StopSignals
 from threestudio.utils.checkpoint_schedule import CheckpointSchedule, NonFiniteError
-from threestudio.utils.rng import seed_global_generators
+from threestudio.utils.rng import generator, seed_global_generators
 
 # How often, in steps, the device is asked whether a loss or gradient was not finite. Asking makes
 # the CPU wait for the GPU; between two questions bad updates are skipped on the device itself.
@@ -140,6 +141,11 @@ class SeedGlobalGenerators(pl.Callback):
         @functools.wraps(make_loader)
         def train_dataloader() -> Any:
             loader = make_loader(self.datamodule)
+            # A new iterator draws its workers' seed, globally unless it has a generator; the
+            # first batch of a resumed run would then differ from the same batch of a whole run.
+            for part in loader if isinstance(loader, (list, tuple)) else [loader]:
+                if isinstance(part, DataLoader) and part.generator is None:
+                    part.generator = generator("global-loader", trainer.global_step)
             # Lightning asks for the loader once, then at once fetches the first batch.
             seed_global_generators(trainer.global_step, "global-data")
             return loader
@@ -150,7 +156,8 @@ class SeedGlobalGenerators(pl.Callback):
         if self.datamodule is not None:
             self.datamodule.__dict__.pop("train_dataloader", None)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not on_train_epoch_start, which a run that resumes within an epoch does not pass.
         seed_global_generators(trainer.global_step + 1, "global-data")
 
     def on_train_batch_start(
