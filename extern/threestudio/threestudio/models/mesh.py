@@ -115,7 +115,6 @@ class Mesh:
         part_of_face = self._connected_parts()[self.t_pos_idx[:, 0]]
         faces_of_part = torch.bincount(part_of_face, minlength=self.v_pos.shape[0])
         keep_part = faces_of_part >= min(int(threshold), int(faces_of_part.max()))
-        keep_part &= faces_of_part > 0
         faces = self.t_pos_idx[keep_part[part_of_face]]
         used, inverse = torch.unique(faces, return_inverse=True)
         mesh = Mesh(self.v_pos[used], inverse.view(-1, 3).to(self.t_pos_idx.dtype), **self.extras)

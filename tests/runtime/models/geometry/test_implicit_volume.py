@@ -199,6 +199,11 @@ class TestTimes:
             one = slice(row, row + 1)
             alone = volume(points[one], output_normal=True, frame_times=times[one])["normal"]
             assert torch.allclose(alone, together[one], atol=1e-4)
+        # Density there against density here: both must be at the point's own time.
+        volume.cfg.normal_type = "finite_difference_laplacian"
+        central = volume(points, output_normal=True, frame_times=times)["normal"]
+        at_zero = volume(points, output_normal=True, frame_times=torch.zeros(6))["normal"]
+        assert not torch.allclose(central, at_zero, atol=1e-3)
 
     def test_whether_it_moves(self):
         assert build(pos_encoding_config=self.encoding).is_dynamic

@@ -321,6 +321,7 @@ class TestTimes:
         renderer = build(geometry=Ball({"moving": True}))
         output = render(renderer, frame_times=torch.tensor([0.1, 0.9]))
         assert output["opacity"][0].max() < 1e-6 < 0.5 < output["opacity"][1].max()
+        renderer.cfg.ray_chunk_size = 7  # evaluation in slices that cross from image to image
         evaluated = render(renderer.eval(), frame_times=torch.tensor([0.9, 0.1]))
         assert evaluated["opacity"][0].max() > 0.5 > evaluated["opacity"][1].max()
 
@@ -373,6 +374,16 @@ class TestOccupancyUpdate:
             history.append(renderer.estimator.occs.clone())
         changed = [i for i in range(1, 9) if not torch.equal(history[i], history[i - 1])]
         assert changed == [4, 8]
+
+    def test_a_second_visit_in_a_step_does_not_decay_again(self):
+        renderer = build({"occupancy_update_interval": 1}, geometry=Ball({}))
+        renderer.do_update_step(0, 0)
+        before = renderer.estimator.occs.clone()
+        with torch.no_grad():
+            renderer.geometry.scale.zero_()
+        for _ in range(3):
+            renderer.do_update_step(0, 1)
+        assert torch.allclose(renderer.estimator.occs, 0.95 * before)
 
     def test_not_in_evaluation_and_not_while_loading(self):
         for renderer, loading in ((build().eval(), False), (build(), True)):

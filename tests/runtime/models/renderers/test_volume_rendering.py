@@ -183,11 +183,12 @@ class TestRenderWeights:
         assert torch.allclose(weights, expected.expand(n_rays, 2), rtol=1e-6)
 
     def test_infinite_density_is_opaque_and_spares_the_other_rays(self):
-        rays = torch.tensor([0, 0, 1])
+        rays = torch.tensor([0, 0, 1, 1])
+        half = math.log(2.0)
         weights = render_weights(
-            torch.tensor([float("inf"), 1.0, math.log(2.0)]), torch.ones(3), rays, 2
+            torch.tensor([float("inf"), 1.0, half, half]), torch.ones(4), rays, 2
         )
-        assert weights.tolist() == pytest.approx([1.0, 0.0, 0.5])
+        assert weights.tolist() == pytest.approx([1.0, 0.0, 0.5, 0.25])
 
     def test_empty_samples_change_nothing(self):
         densities, lengths = self.inputs()

@@ -32,9 +32,8 @@ def contract_to_unisphere(
     if not unbounded:
         return scale_tensor(x, bbox, (0.0, 1.0))
     x = scale_tensor(x, bbox, (-1.0, 1.0))
-    mag = x.norm(dim=-1, keepdim=True)
-    outside = (2.0 - 1.0 / mag.clamp(min=1.0)) * x / mag.clamp(min=1.0)
-    return torch.where(mag > 1.0, outside, x) / 4.0 + 0.5
+    mag = x.norm(dim=-1, keepdim=True).clamp(min=1.0)  # the unit ball stays as it is
+    return (2.0 - 1.0 / mag) * x / mag / 4.0 + 0.5
 
 
 class BaseGeometry(BaseModule):

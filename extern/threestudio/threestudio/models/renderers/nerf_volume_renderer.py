@@ -232,11 +232,12 @@ class NeRFVolumeRenderer(VolumeRenderer):
         light_positions: Tensor,
         frame_times: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Rays in slices, each with as many candidates as one evaluation may hold samples."""
+        """Rays in slices, which bounds the memory of the samples whatever the image size."""
         image_size = rays_o.shape[1] * rays_o.shape[2]
         rays = RayBatch(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
         pieces = []
-        for part in rays.split(max(1, 2**22 // self.cfg.num_samples_per_ray)):
+        size = self.cfg.ray_chunk_size or max(1, 2**22 // self.cfg.num_samples_per_ray)
+        for part in rays.split(size):
             samples = self._sample(part, None)
             if self.cfg.prune_alpha_threshold:
                 samples = self._prune(part, samples)
