@@ -214,9 +214,11 @@ def test_failure_is_remembered(no_compiler, small_layout, monkeypatch):
 
 def test_auto_serves_low_precision_by_the_twin(small_layout, draw):
     layout = small_layout(3)
-    params = draw.normal(layout.n_params).bfloat16()
-    features = hash_grid_encode(draw.uniform(10, 3).float(), params, layout)
+    x, params = draw.uniform(10, 3), draw.normal(layout.n_params).bfloat16()
+    features = hash_grid_encode(x, params, layout)
     assert features.dtype == torch.bfloat16
+    # The positions keep their precision: only the result is rounded.
+    assert torch.equal(features, torch_backend.encode(x.float(), params, layout))
 
 
 def test_low_precision_positions_are_promoted(small_layout, draw, backend):

@@ -43,15 +43,17 @@ def test_builds_once_and_loads(source, tmp_path, monkeypatch):
     assert build(source, {"ANSWER": 42}) == library
 
 
-def test_source_macros_compiler_and_processor_each_change_the_name(source, monkeypatch):
+def test_whatever_changes_the_code_changes_the_name(source, monkeypatch):
     names = {build(source, {"ANSWER": 1}).name, build(source, {"ANSWER": 2}).name}
     source.write_text(SOURCE + "// changed\n")
+    names.add(build(source, {"ANSWER": 1}).name)
+    monkeypatch.setattr(native_build, "_FLAGS", (*native_build._FLAGS, "-g0"))
     names.add(build(source, {"ANSWER": 1}).name)
     monkeypatch.setattr(native_build, "_processor_features", lambda: b"another processor")
     names.add(build(source, {"ANSWER": 1}).name)
     monkeypatch.setattr(native_build, "_compiler_version", lambda _: b"another compiler")
     names.add(build(source, {"ANSWER": 1}).name)
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 def test_cache_folder_is_private(source):

@@ -53,8 +53,10 @@ class VanillaMLP(nn.Module):
     def make_linear(
         self, dim_in: int, dim_out: int, is_first: bool, is_last: bool, bias: bool = False
     ) -> nn.Module:
-        """One layer with unset weights; a subclass may choose another."""
-        return nn.utils.skip_init(nn.Linear, dim_in, dim_out, bias=bias)
+        """One layer, whose weights are drawn afterwards; a subclass may choose another."""
+        # nn.Linear draws from the global generator; skip_init would load the compiler stack.
+        with torch.random.fork_rng(devices=[]):
+            return nn.Linear(dim_in, dim_out, bias=bias)
 
     def make_activation(self) -> nn.Module:
         """The activation after each hidden layer."""
