@@ -36,6 +36,5 @@ ALIASES: dict[str, str] = {
     "4dfy-single-multiview-combined-camera-datamodule": (
         "single-multiview-combined-camera-datamodule"
     ),
-    "4dfy-system": "fourdfy-system",
     "4dfy-zeroscope-guidance": "zeroscope-guidance",
 }

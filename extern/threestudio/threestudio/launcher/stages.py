@@ -112,6 +112,8 @@ def plan_stages(arguments: Arguments, root: Path, n_gpus: int = 1) -> list[Stage
         previous = stages[-1] if stages else None
         if resumed_trial is not None and index == first:
             source = _resuming(source, str(resumed_trial.checkpoint))
+        elif source.merged().get("resume") == RESUME_AUTO:
+            source = _resuming(source, None)  # Nothing of this stage exists yet.
         stage = _plan_stage(source, root, arguments.mode, n_gpus, previous)
         if resumed_trial is not None and index == first:
             set_trial(stage.cfg, resumed_trial.timestamp or None)
@@ -263,12 +265,11 @@ def _trial_place(source: Source) -> tuple[str, str, str]:
     return tuple(str(cfg.get(key, default)) for key, default in keys.items())
 
 
-def _resuming(source: Source, checkpoint: str) -> Source:
-    """Replace ``resume=auto`` by the file that it found."""
+def _resuming(source: Source, checkpoint: str | None) -> Source:
+    """Replace ``resume=auto`` by the file that it found, or by nothing."""
     kept = [override for override in source.overrides if override.key != "resume"]
-    return replace(
-        source, overrides=(*kept, Override("resume", json.dumps(escape_interpolations(checkpoint))))
-    )
+    value = "null" if checkpoint is None else json.dumps(escape_interpolations(checkpoint))
+    return replace(source, overrides=(*kept, Override("resume", value)))
 
 
 def _require_values(cfg: DictConfig) -> None:

@@ -206,7 +206,7 @@ def _scalar_issues(
     annotation = _field_type(schema, field)
     holder = dataclasses.make_dataclass("Field", [("value", annotation)])
     try:
-        OmegaConf.structured(holder).value = value
+        OmegaConf.structured(holder(value))
     except OmegaConfBaseException:
         message = (
             f"wrong type for {full_key!r}: {value!r} is {_kind(value)}, "
