@@ -40,9 +40,9 @@ def test_every_encoding_is_built_and_declares_its_width(config, n_output_dims, s
 
 def test_interpolations_of_the_surrounding_config_are_resolved():
     config = OmegaConf.create(
-        {"static": True, "enc": {"otype": "HashGridSpatialTime", **GRID, "static": "${static}"}}
+        {"static": False, "enc": {"otype": "HashGridSpatialTime", **GRID, "static": "${static}"}}
     )
-    assert get_encoding(3, config.enc).encoding.static is True
+    assert get_encoding(3, config.enc).encoding.static is False
 
 
 @pytest.mark.parametrize("structured", [False, True])

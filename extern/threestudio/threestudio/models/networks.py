@@ -1,6 +1,5 @@
 """Factories of encodings and networks from config, and the contract's names of both."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -111,10 +110,10 @@ def create_network_with_input_encoding(
 
 
 def _plain(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:
-    """A copy with interpolations resolved, so that nothing built from it changes the original."""
+    """The config as plain containers, with interpolations resolved."""
     if isinstance(config, DictConfig):
         return OmegaConf.to_container(config, resolve=True)
-    return copy.deepcopy(dict(config))
+    return dict(config)
 
 
 def _look_up(what: str, table: Mapping[str, Callable], config: Mapping[str, Any]) -> Callable:
