@@ -287,6 +287,27 @@ class TestOutputs:
         assert torch.equal(flat["comp_rgb"], full["comp_rgb"])
         assert torch.allclose(flat["comp_rgb"][1, 0, 0], per_image[1], atol=1e-3)
 
+    def test_planes_cut_the_scene(self):
+        rays_o, rays_d = orbit_rays(1, 7)
+        whole = render(build(geometry=Ball({})).eval(), (rays_o, rays_d))
+        # The camera stands at 2.5 and the ball reaches from about 2 to 3 along the middle ray.
+        for config in ({"far_plane": 1.8}, {"near_plane": 3.4}):
+            cut = render(build(config, geometry=Ball({})).eval(), (rays_o, rays_d))
+            assert cut["opacity"].max() < 0.05 < 0.5 < whole["opacity"].max()
+        behind = render(build({"near_plane": 2.5}, geometry=Ball({})).eval(), (rays_o, rays_d))
+        depth = behind["depth"][0, 3, 3] / behind["opacity"][0, 3, 3]
+        assert 2.5 < depth.item() < 3.1
+
+    def test_half_precision_fields_give_full_precision_images(self):
+        class HalfBall(Ball):
+            def forward(self, *args, **kwargs):
+                output = super().forward(*args, **kwargs)
+                return {key: value.half() for key, value in output.items()}
+
+        full, half = render(build(geometry=Ball({}))), render(build(geometry=HalfBall({})))
+        assert half["comp_rgb"].dtype == half["opacity"].dtype == torch.float32
+        assert torch.allclose(full["comp_rgb"], half["comp_rgb"], atol=5e-3)
+
     def test_four_channels_for_latents(self):
         geometry = threestudio.find("implicit-volume")({**SMALL_GEOMETRY, "n_feature_dims": 4})
         material = threestudio.find("no-material")({"n_output_dims": 4, "color_activation": "none"})

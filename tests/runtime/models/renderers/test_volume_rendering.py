@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from threestudio.models.renderers.volume_rendering import (
+    RayBatch,
     RaySamples,
     accumulate_along_rays,
     intersect_box,
@@ -228,3 +229,85 @@ def test_visible_samples_by_hand():
     assert keep.tolist() == [False, True, False, True]
     assert samples.select(keep.nonzero()[:, 0]).ray_indices.tolist() == [0, 1]
     assert visible_samples(densities, samples, 2, 0.0, 0.0).all()
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers the largest number of elements that any operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() > 0:
+                self.numel = max(self.numel, value.untyped_storage().nbytes() // 4)
+        return result
+
+
+class TestBoundedMemory:
+    def test_bookkeeping_never_holds_all_candidates(self):
+        origins, directions = random_rays(2000)
+        occupied = torch.zeros(8, 8, 8, dtype=torch.bool)
+        occupied[3:5, 3:5, 3:5] = True
+        with LargestTensor() as largest:
+            samples = march_rays(
+                origins, directions, BOX, 0.02, 174, occupied=occupied, ray_chunk_size=16
+            )
+        assert samples.n_samples > 0
+        # All candidates would be 348 000; a pass has 16 rays of them, and the rest is per ray.
+        assert largest.numel <= max(2000 * 6, 2 * 16 * 174, samples.n_samples * 2)
+
+    def test_only_the_box_of_occupied_cells_is_walked(self):
+        origins, directions = random_rays(500)
+        occupied = torch.zeros(8, 8, 8, dtype=torch.bool)
+        occupied[3:5, 3:5, 3:5] = True
+        with LargestTensor() as largest:
+            march_rays(
+                origins, directions, BOX, 0.02, 174, occupied=occupied, ray_chunk_size=10**6
+            )
+        # The occupied box has a quarter of the side; few rays meet it, for a quarter of the steps.
+        assert largest.numel < 500 * 174 / 8
+
+
+class TestRayBatch:
+    def batch(self, times=None):
+        origins, directions = random_rays(12)
+        return RayBatch(origins, directions, image_size=4, frame_times=times)
+
+    def samples(self, rays):
+        rays = torch.tensor(rays)
+        t_starts = torch.arange(len(rays)) * 1.0
+        return RaySamples(rays, t_starts, t_starts + 0.5)
+
+    def test_points_images_and_times(self):
+        batch = self.batch(torch.tensor([0.1, 0.2, 0.3]))
+        samples = self.samples([0, 3, 4, 11])
+        assert batch.images(samples).tolist() == [0, 0, 1, 2]
+        assert batch.times(samples).tolist() == pytest.approx([0.1, 0.1, 0.2, 0.3])
+        expected = batch.origins[4] + 2.25 * batch.directions[4]
+        assert torch.allclose(batch.points(samples)[2], expected)
+        assert self.batch().times(samples) is None
+
+    @pytest.mark.parametrize("size", [1, 5, 12, 99])
+    def test_slices_know_their_images(self, size):
+        batch = self.batch(torch.tensor([0.1, 0.2, 0.3]))
+        images = []
+        for part in batch.split(size):
+            n_rays = part.origins.shape[0]
+            assert n_rays <= size
+            images += part.images(self.samples(list(range(n_rays)))).tolist()
+        assert images == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_opacity_is_one_minus_the_light_that_passes():
+    stream = torch.Generator().manual_seed(4)
+    rays = torch.randint(0, 50, (600,), generator=stream).sort().values
+    densities = torch.rand(600, generator=stream) * 4
+    lengths = torch.rand(600, generator=stream) * 0.2
+    weights = render_weights(densities, lengths, rays, 50)
+    opacity = accumulate_along_rays(weights, None, rays, 50)[:, 0]
+    depth = torch.zeros(50).index_add(0, rays, densities * lengths)
+    assert torch.allclose(opacity, 1 - torch.exp(-depth), atol=1e-6)
+    assert (weights >= 0).all()
