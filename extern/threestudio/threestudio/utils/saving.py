@@ -190,7 +190,7 @@ class SaverMixin:
             if not path.name.startswith(".") and (found := re.search(matcher, path.name))
         )
         if not numbered:
-            raise ValueError(f"no picture in {folder} matches {matcher!r}; nothing to join.")
+            raise ValueError(f"no picture in {folder} matches '{matcher}'; nothing to join.")
         paths = [path for _, path in numbered]
         return self._save(filename, lambda path: _write_video(path, paths, save_format, fps),
                           lambda path: self._track("video", name, path, step))
