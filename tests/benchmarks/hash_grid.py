@@ -1,10 +1,11 @@
 """Speed of the hash grid's back ends, beside the floor that the memory system sets.
 
-    python tests/benchmarks/hash_grid.py [--points N] [--repeats R] [--write]
+    python tests/benchmarks/hash_grid.py [--points N] [--repeats R] [--cpu-time] [--write]
 
 All candidates run interleaved in one process; the table gives medians, with the best in brackets.
-Compare the ratios, which survive a busy machine, rather than the milliseconds. ``--write`` stores
-the report under tests/benchmarks/results/.
+Compare the ratios, which survive a busy machine, rather than the milliseconds. Where even they do
+not, ``--cpu-time`` on one thread counts the time that the process itself was running. ``--write``
+stores the report under tests/benchmarks/results/.
 """
 
 import argparse
@@ -12,7 +13,9 @@ import ctypes
 import datetime
 import os
 import platform
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,25 +82,30 @@ def grid_cases(x: torch.Tensor, layout: GridLayout, backend: str) -> dict[str, C
     return {"forward": forward, "backward t": backward_table, "backward x+t": backward_both}
 
 
-def measure(cases: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def measure(
+    cases: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Milliseconds of each case, run in turn."""
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for run in range(repeats + 1):
         for name, case in cases.items():
-            begin = time.perf_counter()
+            begin = clock()
             case()
             if run:  # the first round warms caches and allocators
-                samples[name].append((time.perf_counter() - begin) * 1e3)
+                samples[name].append((clock() - begin) * 1e3)
     return samples
 
 
-def report(title: str, layout: GridLayout, n_points: int, repeats: int) -> list[str]:
+def report(
+    title: str, layout: GridLayout, n_points: int, repeats: int, clock: Callable[[], float]
+) -> list[str]:
     x = torch.rand(n_points, layout.n_input_dims, generator=torch.Generator().manual_seed(2))
     cases = {f"floor {name}": run for name, run in floor_probes(x, layout).items()}
     for backend in ("cpu", "torch"):
         cases |= {f"{backend} {name}": run for name, run in grid_cases(x, layout, backend).items()}
-    times = {name: statistics.median(ms) for name, ms in measure(cases, repeats).items()}
-    best = {name: min(ms) for name, ms in measure(cases, max(repeats // 2, 1)).items()}
+    samples = measure(cases, repeats, clock)
+    times = {name: statistics.median(ms) for name, ms in samples.items()}
+    best = {name: min(ms) for name, ms in samples.items()}
     gather, update = times["floor gather"], times["floor read-add-write"]
     floors = {"forward": gather, "backward t": update, "backward x+t": gather + update}
     lines = [
@@ -122,29 +130,31 @@ def overhead(repeats: int = 200) -> str:
     layout = GridLayout.from_config(3, SMALL)
     x = torch.rand(16, 3, generator=torch.Generator().manual_seed(3))
     cases = grid_cases(x, layout, "cpu")
-    times = {name: statistics.median(ms) for name, ms in measure(cases, repeats).items()}
+    samples = measure(cases, repeats, time.perf_counter)
+    times = {name: statistics.median(ms) for name, ms in samples.items()}
     shown = ", ".join(f"{name} {ms * 1e3:.0f} us" for name, ms in times.items())
     return f"One call of the cpu back end over 16 points, 8 levels, 3D: {shown}."
 
 
-def environment() -> list[str]:
-    model = platform.processor() or platform.machine()
+def processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        pass
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def environment() -> list[str]:
     compiler = native_build.find_compiler()
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     return [
         f"# Hash grid back ends, {datetime.date.today().isoformat()}",
         "",
-        f"- hardware: {model}, {os.cpu_count()} cores; threads: {torch.get_num_threads()}",
+        f"- hardware: {processor()}, {os.cpu_count()} cores; threads: {torch.get_num_threads()}",
         f"- Python {platform.python_version()}, torch {torch.__version__}, {' '.join(compiler)}",
         f"- load average before the run (1, 5, 15 minutes): {load}",
-        "- command: `python tests/benchmarks/hash_grid.py`",
+        f"- command: `python tests/benchmarks/hash_grid.py {' '.join(sys.argv[1:])}`",
         "- times are medians (best in brackets); x+t = gradient to positions and table; the floor",
         "  of x+t is the sum of the two loops",
         "",
@@ -155,8 +165,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=2**15, help="points of the paper's grids")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cpu-time", action="store_true", help="count process time, not wall time")
     parser.add_argument("--write", action="store_true", help="store the report under results/")
     arguments = parser.parse_args()
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     lines = environment()
     cases = (
         ("4D, 16 levels x 2, 2^19 entries", 4, PAPER, arguments.points),
@@ -168,12 +180,13 @@ def main() -> None:
         layout = GridLayout.from_config(dims, config)
         if not cpu_backend.is_available(layout):
             raise SystemExit(f"No compiled back end: {cpu_backend.unavailable_reason(layout)}")
-        lines += report(title, layout, n_points, arguments.repeats)
+        lines += report(title, layout, n_points, arguments.repeats, clock)
     lines.append(overhead())
     text = "\n".join(lines) + "\n"
     print(text)
     if arguments.write:
-        name = f"hash_grid_{os.cpu_count()}core_{datetime.date.today().isoformat()}.md"
+        slug = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+        name = f"hash_grid_{slug}-{os.cpu_count()}core_{datetime.date.today().isoformat()}.md"
         (HERE / "results").mkdir(exist_ok=True)
         (HERE / "results" / name).write_text(text, encoding="utf-8")
 
