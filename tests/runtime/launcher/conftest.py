@@ -19,12 +19,13 @@ HERE = Path(__file__).parent
 class TinyRun:
     """One run in a process; ``text`` is what it wrote."""
 
-    def __init__(self, context, folder, mode, overrides, log):
+    def __init__(self, context, folder, mode, overrides, log, environment):
         import tiny_run
 
         self.log = log
         self.process = context.Process(
-            target=tiny_run.run_in_child, args=(str(folder), mode, list(overrides), str(log))
+            target=tiny_run.run_in_child, args=(str(folder), mode, list(overrides), str(log),
+                                              environment)
         )
         self.process.start()
 
@@ -32,14 +33,14 @@ class TinyRun:
     def text(self):
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait(self, timeout=60):
+    def wait(self, timeout=240):
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
             raise AssertionError(f"the run did not end in {timeout} s: {self.text}")
         return self.process.exitcode
 
-    def wait_for(self, predicate, timeout=60):
+    def wait_for(self, predicate, timeout=240):
         """Wait until ``predicate()`` is true or the run ends."""
         limit = time.monotonic() + timeout
         while not predicate():
@@ -70,9 +71,10 @@ def start(fork_context, tmp_path):
     """Start a run in ``tmp_path``: ``start(mode, "key=value", ..., name="a")``."""
     runs = []
 
-    def start_run(mode, *overrides, name="a"):
+    def start_run(mode, *overrides, name="a", environment=()):
         log = tmp_path / f"{name}-{len(runs)}.log"
-        runs.append(TinyRun(fork_context, tmp_path / name, mode, overrides, log))
+        runs.append(TinyRun(fork_context, tmp_path / name, mode, overrides, log,
+                            dict(environment)))
         return runs[-1]
 
     yield start_run

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from threestudio import registry
-from threestudio.launcher.machine import probe_machine, unknown_prompt_words
+from threestudio.launcher.machine import check_prompt_words, probe_machine, unknown_prompt_words
 from threestudio.utils.config_errors import ConfigValueError
 
 
@@ -67,6 +67,12 @@ def experiment(model, prompt):
 def test_words_that_the_encoder_lacks(model):
     assert unknown_prompt_words(experiment(model, "a red cube")) == []
     assert unknown_prompt_words(experiment(model, "a red dog and a dog")) == ["dog", "and"]
+
+
+def test_a_prompt_beyond_the_vocabulary_is_refused_with_the_known_words(model):
+    check_prompt_words(experiment(model, "a red cube"))
+    with pytest.raises(ConfigValueError, match="does not know: kube.*mean cube.*a cube red"):
+        check_prompt_words(experiment(model, "a red kube"))
 
 
 def test_probe_of_prompt_and_models(model, tmp_path):

@@ -61,4 +61,4 @@ def test_typecheck_finds_a_wrong_shape():
         "reflect(torch.zeros(2, 3), torch.zeros(2, 4))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode != 0 and "TypeCheckError" in result.stderr
+    assert result.returncode != 0 and "TypeCheckError" in result.stderr, result.stderr

@@ -73,3 +73,16 @@ def test_an_unreadable_lock_is_still_respected(tmp_path):
         with pytest.raises(FolderInUseError, match="another process trains there"):
             with folder_lock(tmp_path):
                 pass
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_forked_workers_ignore_ctrl_c_and_obey_sigterm(training):
+    with StopSignals() as signals:
+        signals.training = training
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+        assert not signals.requested

@@ -178,6 +178,7 @@ class TestRefusals:
 
     def test_missing_models_stop_training_only(self, project, monkeypatch):
         asked = []
+        monkeypatch.setattr(stages, "check_prompt_words", lambda cfg: None)
         monkeypatch.setattr(
             "threestudio.utils.pretrained.require_models", lambda names: asked.append(list(names))
         )

@@ -44,6 +44,7 @@ class TinyDataModule(pl.LightningDataModule):
     class Config:
         foreign: bool = False
         n_views: int = 2
+        n_workers: int = 0
 
     def __init__(self, cfg=None):
         super().__init__()
@@ -52,7 +53,7 @@ class TinyDataModule(pl.LightningDataModule):
     def train_dataloader(self):
         start = self.trainer.global_step if self.trainer is not None else 0
         dataset = StepDataset(start, self.cfg.foreign)
-        return DataLoader(dataset, num_workers=0, batch_size=None, collate_fn=dataset.collate)
+        return DataLoader(dataset, num_workers=self.cfg.n_workers, batch_size=None, collate_fn=dataset.collate)
 
     def val_dataloader(self):
         return DataLoader([{"index": i} for i in range(self.cfg.n_views)], batch_size=None)
@@ -166,8 +167,9 @@ def make_config(folder, overrides=()):
     return load_config(text, cli_args=list(overrides), from_string=True)
 
 
-def run_in_child(folder, mode, overrides, log):
+def run_in_child(folder, mode, overrides, log, environment=()):
     """Entry point of a forked process: standard output and error go to the file ``log``."""
+    os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -38,6 +38,7 @@ class StopSignals:
         self.exit_code = 0
         self.training = False
         self._previous: dict = {}
+        self._pid = os.getpid()
 
     @property
     def requested(self) -> bool:
@@ -62,6 +63,11 @@ class StopSignals:
             self._previous.setdefault(number, previous)
 
     def _handle(self, number: int, frame: object) -> None:
+        if os.getpid() != self._pid:
+            # A forked data worker: it leaves Ctrl-C to us, and ends when it is told to.
+            if number == signal.SIGTERM:
+                os._exit(TERMINATED)
+            return
         code = INTERRUPTED if number == signal.SIGINT else TERMINATED
         if not self.training:
             raise SystemExit(code)
