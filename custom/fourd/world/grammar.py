@@ -2,8 +2,9 @@
 
 Grammar (words in brackets may be missing, case and articles do not matter)::
 
-    scene  = object [("and" | "next to" | "on top of") object] [", front view"]
-    object = ["a"] [size] ["striped" | "wooden" | "metal"] colour shape ["made of" material] [motion]
+    scene    = object [("and" | "next to" | "on top of") object] [", front view"]
+    object   = ["a"] [size] [material] colour shape ["made of" material] [motion]
+    material = "plain" | "striped" | "wooden" | "metal"
 
 A caption fixes its scene completely: equal captions, equal pixels.
 """
@@ -138,7 +139,7 @@ def parse_caption(text: str) -> WorldScene:
     """The scene that a sentence describes.
 
     Raises:
-        CaptionError: the sentence has a word or an order that the grammar lacks; the message names it.
+        CaptionError: the sentence has a word or an order that the grammar lacks; it is named.
     """
     cleaned = re.sub(r"\s+", " ", text.strip().lower().rstrip(" .!"))
     for suffix in VIEW_SUFFIXES:
@@ -171,8 +172,9 @@ def _parse_object(text: str) -> WorldObject:
     fields: dict[str, str] = {}
     if words and words[0] in ("a", "an", "the"):
         words = words[1:]
-    if "made of" in text:
-        where = words.index("made")
+    pairs = enumerate(itertools.pairwise(words))
+    where = next((index for index, pair in pairs if pair == ("made", "of")), None)
+    if where is not None:
         fields["material"] = _material(words[where + 2] if where + 2 < len(words) else "")
         words = words[:where] + words[where + 3 :]
     kinds = (("size", SIZES), ("colour", COLOURS), ("motion", MOTIONS))

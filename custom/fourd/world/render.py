@@ -25,7 +25,7 @@ from .vocabulary import COLOURS
 LIGHT_DIRECTION = (0.42, 0.34, 0.84)
 AMBIENT, DIFFUSE = 0.50, 0.50
 BACK_ALBEDO = 0.50
-"""Factor on the albedo of an object's back half (its own x < 0): it makes azimuth and spin visible."""
+"""Factor on the albedo of an object's back half (its own x < 0); shows azimuth and spin."""
 BACK_EDGE = 0.06
 STRIPE_PERIOD, STRIPE_ALBEDO = 0.40, 0.45
 RING_PERIOD, RING_CONTRAST = 0.26, 0.28
@@ -216,7 +216,7 @@ def _to_world(points: Tensor, pose: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 def _trace(scene: WorldScene, rays_o: Tensor, rays_d: Tensor, frame_times: Tensor) -> _FirstHit:
-    """First hits of unit rays [b h w 3]; only rays that meet an object's bounding ball are solved."""
+    """First hits of unit rays [b h w 3]; only rays that meet an object's bounding ball count."""
     shape = rays_d.shape[:-1]
     origins, directions = rays_o.reshape(-1, 3), rays_d.reshape(-1, 3)
     image = torch.arange(shape[0], device=rays_d.device).repeat_interleave(shape[1] * shape[2])
@@ -251,7 +251,7 @@ def _trace(scene: WorldScene, rays_o: Tensor, rays_d: Tensor, frame_times: Tenso
 
 
 def _shading(item: WorldObject, points: Tensor, normals: Tensor) -> Tensor:
-    """Factor on the colour, at most 1: a fixed light in the world, albedo patterns on the object."""
+    """Factor on the colour, at most 1: a fixed light in the world, patterns on the object."""
     light = normals.new_tensor(LIGHT_DIRECTION)
     lambert = (normals @ (light / light.norm())).clamp_min(0)
     if item.material == "metal":
