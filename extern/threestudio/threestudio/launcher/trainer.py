@@ -16,8 +16,8 @@ import threestudio
 from threestudio.launcher.guards import (
     NonFiniteGuard,
     SeedGlobalGenerators,
-    StoppedEarly,
     StopOnRequest,
+    StoppedEarly,
 )
 from threestudio.launcher.progress import RunProgress
 from threestudio.launcher.quiet import silence_lightning
@@ -124,6 +124,7 @@ class _Run:
             system_cfg, resumed=self.resume is not None
         )
         self.system.set_save_dir(str(self.trial_dir / "save"))
+        self.system.profile = str(self.cfg.get("profile", ""))
 
     def train(self, argv: list[str], config_path: Path | None) -> None:
         """Fit, then test with the weights in memory."""

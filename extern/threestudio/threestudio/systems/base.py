@@ -31,9 +31,11 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     Attributes:
         strict_optimizer_groups: make an untrained trainable parameter, or an optimizer group
             without one, an error. Our own systems set it; foreign ones get a line in the log.
+        profile: name of the profile that the run took, for the record; the launcher sets it.
     """
 
     strict_optimizer_groups = False
+    profile: str = ""
 
     @dataclass
     class Config:
@@ -74,7 +76,7 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     # Construction and weights
 
     def configure(self) -> None:
-        """Build the parts; called once, before weights are loaded and before a save folder exists."""
+        """Build the parts; called once, before weights are loaded; no save folder exists yet."""
 
     def post_configure(self) -> None:
         """Called once, after weights were loaded."""
