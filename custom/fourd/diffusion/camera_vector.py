@@ -35,7 +35,8 @@ def camera_vector(
     """
     if kind not in CAMERA_VECTOR_SIZE:
         raise ValueError(
-            f"'{kind}' is no kind of camera vector; expected one of {', '.join(CAMERA_VECTOR_SIZE)}."
+            f"'{kind}' is no kind of camera vector; expected one of "
+            f"{', '.join(CAMERA_VECTOR_SIZE)}."
         )
     position = c2w[:, :3, 3]
     distance = position.norm(dim=-1, keepdim=True)

@@ -40,8 +40,8 @@ class CrossViewAttnProcessor:
         images, tokens, channels = hidden_states.shape
         if images % self.num_views:
             raise ValueError(
-                f"a batch of {images} images does not divide into groups of {self.num_views} views; "
-                "keep the views of each object together in the batch."
+                f"a batch of {images} images does not divide into groups of {self.num_views} "
+                "views; keep the views of each object together in the batch."
             )
         joined = hidden_states.reshape(images // self.num_views, -1, channels)
         query, key, value = (

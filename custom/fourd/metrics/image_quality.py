@@ -51,13 +51,13 @@ def alpha_iou(
     ours, theirs = (alpha > threshold).flatten(1), (truth > threshold).flatten(1)
     union = (ours | theirs).sum(dim=1)
     overlap = (ours & theirs).sum(dim=1)
-    return torch.where(union > 0, overlap / union.clamp_min(1), torch.ones_like(union, dtype=alpha.dtype))
+    return torch.where(union > 0, overlap / union.clamp_min(1), 1.0).to(alpha.dtype)
 
 
 def dilated_union(
     alpha: Float[Tensor, "b h w 1"], truth: Float[Tensor, "b h w 1"], radius_px: int = 2
 ) -> Bool[Tensor, "b h w"]:
-    """Pixels within `radius_px` (a square) of either silhouette: where the object is, or should be."""
+    """Pixels within `radius_px` (a square) of either silhouette: where the object is or belongs."""
     either = torch.maximum(alpha, truth).movedim(-1, 1)
     size = 2 * radius_px + 1
     return functional.max_pool2d(either, size, stride=1, padding=radius_px)[:, 0] > 0.02

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import threestudio
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import threestudio
 from custom.fourd.ops.camera import camera_rays, intrinsics_from_fovy
 
 PARTS = ("geometry", "material", "background", "renderer")
@@ -116,14 +116,25 @@ def load_scene(checkpoint: str | Path, device: torch.device | None = None) -> Sc
     built = {name: _build(system, name) for name in ("geometry", "material", "background")}
     renderer = threestudio.find(system["renderer_type"])(system.get("renderer", {}), **built)
     for name, part in (*built.items(), ("renderer", renderer)):
-        prefix = f"{name}."
-        state = {k.removeprefix(prefix): v for k, v in data["state_dict"].items() if k.startswith(prefix)}
-        part.load_state_dict(state, strict=False)
+        _load_part(part, name, data["state_dict"], path)
         part.do_update_step(0, int(data.get("global_step", 0)), on_load_weights=True)
         part.eval()
         if device is not None:
             part.to(device)
     return Scene(renderer=renderer, **built)
+
+
+def _load_part(part: nn.Module, name: str, state: dict[str, Tensor], path: Path) -> None:
+    """Give a part its weights; buffers that an upstream file lacks keep their values."""
+    prefix = f"{name}."
+    own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    missing = [key for key, _ in part.named_parameters() if key not in own]
+    if missing:
+        raise ValueError(
+            f"{path} has no weights for {', '.join(prefix + key for key in missing)}; its config "
+            "and its weights do not belong together. Take the checkpoint as training wrote it."
+        )
+    part.load_state_dict(own, strict=False)
 
 
 def _build(system: dict, name: str) -> Any:

@@ -27,11 +27,11 @@ PAD, START, END, UNKNOWN = "<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk
 PLACEHOLDERS = ("<time>", "<view>", "<control>", *(f"<reserved_{i}>" for i in range(29)))
 
 WORDS = {
-    "grammar": "a an the it its this that these two one three both with without and or not of to on "
-    "in at by from for top next beside above below under over behind front left right between "
+    "grammar": "a an the it its this that these two one three both with without and or not of to "
+    "on in at by from for top next beside above below under over behind front left right between "
     "inside around near far made",
-    "appearance": "tiny huge big little bigger smaller larger taller shorter white black brown grey "
-    "gray gold golden silver dark light bright darker lighter brighter colour color colored "
+    "appearance": "tiny huge big little bigger smaller larger taller shorter white black brown "
+    "grey gray gold golden silver dark light bright darker lighter brighter colour color colored "
     "coloured stone glass clay plastic marble brick paper ice leather fabric shiny matte glossy "
     "rough smooth dotted spotted checkered plain stripes dots spots checks pattern texture "
     "textured transparent object objects thing shape box ball ring donut prism star heart",
@@ -155,8 +155,8 @@ def load_family() -> dict:
     facts = json.loads((ASSETS / "FAMILY.json").read_text())
     if facts["hash"] != family_hash(facts):
         raise ValueError(
-            "custom/fourd/assets/FAMILY.json does not match its own hash: the family is frozen, and "
-            "an edit would silently break every embedded checkpoint. Restore the file."
+            "custom/fourd/assets/FAMILY.json does not match its own hash: the family is frozen, "
+            "and an edit would silently break every embedded checkpoint. Restore the file."
         )
     return facts
 

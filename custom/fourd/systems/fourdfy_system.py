@@ -11,15 +11,17 @@ No diffusion model is loaded for that.
 
 from __future__ import annotations
 
-import resource
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import threestudio
 import torch
+from threestudio.launcher.progress import memory_gb
+from threestudio.systems.base import BaseLift3DSystem
+from threestudio.utils.misc import get_rank
 from torch import Tensor
 
-import threestudio
 from custom.fourd.losses.opacity import (
     opaque_loss,
     orientation_loss,
@@ -27,8 +29,6 @@ from custom.fourd.losses.opacity import (
     z_variance_loss,
 )
 from custom.fourd.renderers.scene import Scene, SceneImages
-from threestudio.systems.base import BaseLift3DSystem
-from threestudio.utils.misc import get_rank
 
 from .world_evaluation import WorldEvaluation, scene_of_prompt
 
@@ -74,6 +74,7 @@ class FourdfySystem(BaseLift3DSystem):
                 f"system.stage is '{self.cfg.stage}'; fourdfy-system has the stage 'coarse' only."
             )
         self._train_seconds = 0.0
+        self._fit_started: float | None = None
         self._truth = scene_of_prompt(str(self.prompt))
 
     @property
@@ -108,8 +109,8 @@ class FourdfySystem(BaseLift3DSystem):
         for name in names:
             if not getattr(self.cfg, name):
                 raise ValueError(
-                    f"system.{name} is empty, but {share:.0%} of the steps draw this guidance; name "
-                    "one, or change data.prob_multi_view."
+                    f"system.{name} is empty, but {share:.0%} of the steps draw this guidance; "
+                    "name one, or change data.prob_multi_view."
                 )
         processor_cfg = {**getattr(self.cfg, f"prompt_processor{suffix}"), "prompt": self.prompt}
         processor = threestudio.find(getattr(self.cfg, names[0]))(processor_cfg)
@@ -129,10 +130,18 @@ class FourdfySystem(BaseLift3DSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._started = time.monotonic()
+        self._fit_started = time.monotonic()
 
     def on_fit_end(self) -> None:
-        self._train_seconds += time.monotonic() - self._started
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
+        self._train_seconds = self._seconds_so_far()
+        self._fit_started = None
+
+    def _seconds_so_far(self) -> float:
+        running = 0.0 if self._fit_started is None else time.monotonic() - self._fit_started
+        return self._train_seconds + running
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """One distillation step; returns the weighted loss."""
@@ -203,6 +212,8 @@ class FourdfySystem(BaseLift3DSystem):
 
     def on_test_start(self) -> None:
         super().on_test_start()
+        # An interrupted training is tested without having reached its end.
+        self._stop_clock()
         self._evaluation = WorldEvaluation(self._truth) if self._truth else None
         self._test_views: list[Tensor] = []
         self._test_truth: list[Tensor] = []
@@ -239,8 +250,8 @@ class FourdfySystem(BaseLift3DSystem):
             "steps": step,
             "seconds": round(self._train_seconds, 2),
             "evaluation_seconds": round(time.monotonic() - self._test_started, 2),
-            "peak_memory_gb": round(_peak_memory_gb(self.device), 3),
-            "profile": getattr(self, "profile", None),
+            "peak_memory_gb": round(memory_gb(self.device), 3),
+            "profile": self.profile,
             "views": len(self._test_views),
             "height": int(self._test_views[0].shape[0]),
             "width": int(self._test_views[0].shape[1]),
@@ -273,8 +284,7 @@ class FourdfySystem(BaseLift3DSystem):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
-        running = time.monotonic() - self._started if hasattr(self, "_started") else 0.0
-        checkpoint["train_seconds"] = self._train_seconds + running
+        checkpoint["train_seconds"] = self._seconds_so_far()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -289,11 +299,3 @@ def _view_of(batch: dict[str, Any]) -> tuple[Tensor, Tensor, int, int, Tensor | 
 def _picture(kind: str, image: Tensor) -> dict:
     kwargs = {"data_format": "HWC"} if kind == "rgb" else {"cmap": None, "data_range": (0, 1)}
     return {"type": kind, "img": image, "kwargs": kwargs}
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    """Peak memory of the device that trains; of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20

@@ -1,4 +1,4 @@
-"""Evaluation of a scene against the world: the truth for a prompt, and how far renders are from it."""
+"""Evaluation of a scene against the world: the truth for a prompt, and how far renders are off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from custom.fourd.metrics.image_quality import alpha_iou, dilated_union, psnr, ssim
 from custom.fourd.renderers.scene import SceneImages
 from custom.fourd.world.grammar import CaptionError, WorldScene, parse_caption
-from custom.fourd.world.render import render
+from custom.fourd.world.render import WorldImages, render
 
 TRUTH_SAMPLES_PER_AXIS = 3
 
@@ -43,7 +43,7 @@ class WorldEvaluation:
         height: int,
         width: int,
         frame_times: Float[Tensor, "b"] | None = None,
-    ):
+    ) -> WorldImages:
         """The true images over white."""
         return render(
             self.scene,
