@@ -1,0 +1,84 @@
+"""The class vector of cameras: MVDream's sixteen numbers, then ours, by hand and by law."""
+
+import math
+
+import pytest
+import torch
+
+from custom.fourd.diffusion.camera_vector import CAMERA_VECTOR_SIZE, camera_vector
+from custom.fourd.ops.camera import camera_from_orbit
+
+
+def orbit(elevations, azimuths, distance=2.0):
+    elevations, azimuths = (torch.tensor(v, dtype=torch.float64) for v in (elevations, azimuths))
+    return camera_from_orbit(elevations, azimuths, torch.tensor(distance).double())
+
+
+def test_the_published_vector_by_hand():
+    """At the front: right is +y, up +z, backward +x, and the position is a unit away."""
+    numbers = camera_vector(orbit([0.0], [0.0]), torch.tensor([0.7]).double())
+    expected = [[0, 0, 1, 1], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]
+    torch.testing.assert_close(
+        numbers.view(4, 4), torch.tensor(expected).double(), atol=1e-7, rtol=0
+    )
+
+
+def test_the_published_vector_is_mvdreams_blender_camera():
+    """MVDream builds its cameras by Blender's rule; ours at azimuth a is theirs at a, for its
+    dataset's front is at azimuth 90: rotation about z by a + 90, then by 90 - elevation about x."""
+    elevations, azimuths = [0.0, 15.0, 30.0], [-40.0, 90.0, 200.0]
+    ours = camera_vector(orbit(elevations, azimuths), torch.full((3,), 0.7).double())
+    for row, elevation, azimuth in zip(ours, elevations, azimuths):
+        e, a = math.radians(90 - elevation), math.radians(azimuth + 90)
+        about_x = torch.tensor(
+            [[1, 0, 0], [0, math.cos(e), -math.sin(e)], [0, math.sin(e), math.cos(e)]]
+        ).double()
+        about_z = torch.tensor(
+            [[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1]]
+        ).double()
+        rotation = about_z @ about_x
+        expected = torch.eye(4).double()
+        expected[:3, :3], expected[:3, 3] = rotation, rotation[:, 2]
+        torch.testing.assert_close(row.view(4, 4), expected, atol=1e-6, rtol=0)
+
+
+def test_the_embedded_vector_by_hand():
+    fovy = math.radians(40)
+    numbers = camera_vector(
+        orbit([30.0], [50.0], 3.0), torch.tensor([fovy]).double(), "embedded"
+    )[0]
+    a, e = math.radians(50), math.radians(30)
+    expected = []
+    for angle, harmonics in ((a, (1, 2, 3, 4, 6)), (e, (1, 4))):
+        for harmonic in harmonics:
+            expected += [math.cos(harmonic * angle), math.sin(harmonic * angle)]
+    expected += [math.log(3 * math.tan(fovy / 2)), math.log(math.tan(fovy / 2))]
+    assert numbers[16:].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mvdream", "embedded"])
+def test_sizes_purity_and_periodicity(kind):
+    c2w = orbit([10.0, 10.0, 10.0], [25.0, 385.0, -335.0])
+    kept, fovy = c2w.clone(), torch.full((3,), 0.7).double()
+    numbers = camera_vector(c2w, fovy, kind)
+    assert numbers.shape == (3, CAMERA_VECTOR_SIZE[kind])
+    assert torch.equal(c2w, kept), "the input is never written to"
+    torch.testing.assert_close(numbers, numbers[:1].expand_as(numbers), atol=1e-6, rtol=0)
+
+
+def test_what_each_kind_knows_of_distance_and_opening():
+    near, far = orbit([10.0], [70.0], 2.0), orbit([10.0], [70.0], 4.0)
+    narrow, wide = torch.tensor([0.4]).double(), torch.tensor([0.9]).double()
+    torch.testing.assert_close(
+        camera_vector(near, narrow), camera_vector(far, wide), atol=1e-7, rtol=0
+    )
+    change = camera_vector(far, narrow, "embedded") - camera_vector(near, narrow, "embedded")
+    assert float(change[0, 30]) == pytest.approx(math.log(2)) and change[0, 31] == 0
+    wider = camera_vector(near, wide, "embedded") - camera_vector(near, narrow, "embedded")
+    grown = math.log(math.tan(0.45) / math.tan(0.2))
+    assert wider[0, 30:].tolist() == pytest.approx([grown, grown])
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(ValueError, match="'plucker' is no kind .*expected one of mvdream, embed"):
+        camera_vector(orbit([0.0], [0.0]), torch.ones(1), "plucker")
