@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from threestudio.launcher.profiles import Machine
 from threestudio.launcher.validate import iterate_parts, required_models
-from threestudio.utils.config_errors import ConfigError
+from threestudio.utils.config_errors import ConfigError, ConfigValueError
 from threestudio.utils.config_text import TEXT_KEYS
+
+if TYPE_CHECKING:
+    from threestudio.models.prompt_processors.vocabulary import WordVocabulary
 
 
 def probe_machine(candidate: Callable[[str], DictConfig]) -> Machine:
@@ -27,10 +31,32 @@ def probe_machine(candidate: Callable[[str], DictConfig]) -> Machine:
 
 def unknown_prompt_words(cfg: DictConfig) -> list[str]:
     """List words of the experiment's prompts that the models of its prompt processors lack."""
+    unknown: list[str] = []
+    for _, vocabulary, text in _texts_with_vocabulary(cfg):
+        unknown += vocabulary.unknown_words(text)
+    return list(dict.fromkeys(unknown))
+
+
+def check_prompt_words(cfg: DictConfig) -> None:
+    """Refuse prompts with words that a small text encoder does not know.
+
+    Raises:
+        ConfigValueError: naming the words, their neighbours and the words that are known.
+    """
+    from threestudio.models.prompt_processors.vocabulary import check_words
+
+    for model, vocabulary, text in _texts_with_vocabulary(cfg):
+        try:
+            check_words(model, vocabulary, [text])
+        except ValueError as error:
+            raise ConfigValueError(str(error)) from error
+
+
+def _texts_with_vocabulary(cfg: DictConfig) -> Iterator[tuple[str, WordVocabulary, str]]:
+    """Yield (model, its vocabulary, text) for every prompt of a model with a closed vocabulary."""
     from threestudio.models.prompt_processors.vocabulary import read_vocabulary
     from threestudio.utils.pretrained import resolve_pretrained
 
-    unknown: list[str] = []
     for part in iterate_parts(cfg):
         texts = [text for text in _prompts(part.cfg) if text]
         lister = getattr(part.cls, "required_models", None)
@@ -39,8 +65,7 @@ def unknown_prompt_words(cfg: DictConfig) -> list[str]:
         for model in lister(part.cfg):
             vocabulary = read_vocabulary(resolve_pretrained(model, allow_download=False))
             if vocabulary is not None:
-                unknown += [word for text in texts for word in vocabulary.unknown_words(text)]
-    return list(dict.fromkeys(unknown))
+                yield from ((model, vocabulary, text) for text in texts)
 
 
 def _free_gpu_gib() -> float | None:

@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None, root: str | Path | None = None) -> i
     n_gpus = select_gpus(arguments.gpu, os.environ)
     _set_up_logging(arguments.verbose)
     if arguments.typecheck:
-        _install_type_checks()
+        from threestudio.launcher.typecheck import install_type_checks
+
+        install_type_checks()
     return _run(arguments, argv, root, n_gpus)
 
 
@@ -75,10 +77,3 @@ def _set_up_logging(verbose: bool) -> None:
     if get_rank() == 0 and not logging.getLogger().handlers:
         logging.basicConfig(format="[%(levelname)s] %(message)s")
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def _install_type_checks() -> None:
-    """Check shapes and types of every function of the runtime that is imported from now on."""
-    from jaxtyping import install_import_hook
-
-    install_import_hook("threestudio", "typeguard.typechecked")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from threestudio.launcher.arguments import Arguments
-from threestudio.launcher.machine import probe_machine
+from threestudio.launcher.machine import check_prompt_words, probe_machine
 from threestudio.launcher.parts import drop_replaced_keys
 from threestudio.launcher.profiles import ProfileChoice, choose_profile, deltas_of
 from threestudio.launcher.starting_point import (
@@ -301,6 +301,7 @@ def _require_models(cfg: DictConfig) -> None:
         from threestudio.utils.pretrained import require_models
 
         require_models(names)
+    check_prompt_words(cfg)
 
 
 def _reached_stages(override: Override, sources: Sequence[Source]) -> list[int]:

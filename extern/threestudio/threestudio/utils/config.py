@@ -1,7 +1,10 @@
 """Configurations: the experiment's fields, structured parsing, loading and dumping."""
 
+import contextlib
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -127,7 +130,8 @@ def parse_structured(fields: type, cfg: Any = None) -> Any:
             raise UnknownKeyError(unknown_key_message(fields, str(key), names, path))
     values = {str(key): _as_field_value(cfg, key) for key in cfg}
     try:
-        instance = fields(**values)
+        with _type_checks_off():
+            instance = fields(**values)
         _make_text_literal(instance)
         return OmegaConf.structured(instance)
     except OmegaConfBaseException as error:
@@ -198,6 +202,21 @@ def _as_field_value(cfg: Any, key: Any) -> Any:
         plain = list(value) if isinstance(value, tuple) else value
         return OmegaConf.create(plain, flags={"allow_objects": True})
     return value
+
+
+@contextlib.contextmanager
+def _type_checks_off() -> Iterator[None]:
+    """Suspend ``--typecheck``: by contract, a list or dict may stand in a field of any type."""
+    jaxtyping = sys.modules.get("jaxtyping")
+    if jaxtyping is None:
+        yield
+        return
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def _make_text_literal(instance: Any) -> None:
