@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from threestudio.launcher.guards import NonFiniteGuard, SeedGlobalGenerators
 from threestudio.utils.checkpoint_schedule import NonFiniteError
 

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from threestudio.launcher.progress import (
     RateMeter,
     RunProgress,

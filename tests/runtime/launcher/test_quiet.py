@@ -2,7 +2,6 @@ import logging
 import warnings
 
 import pytest
-
 from threestudio.launcher.quiet import silence_lightning
 
 
@@ -32,8 +31,8 @@ def test_useless_warnings_are_ignored_and_others_shown():
     silence_lightning()
     with warnings.catch_warnings(record=True) as caught:
         silence_lightning()
-        warnings.warn("The 'train_dataloader' does not have many workers which may be slow")
-        warnings.warn("something else")
+        warnings.warn("The 'train_dataloader' does not have many workers which may be slow", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["something else"]
 
 

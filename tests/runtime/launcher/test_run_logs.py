@@ -1,5 +1,4 @@
 import pytest
-
 from threestudio.launcher import run_logs
 from threestudio.launcher.run_logs import guard_logger, make_loggers
 

@@ -5,7 +5,6 @@ import socket
 import threading
 
 import pytest
-
 from threestudio.launcher.signals import FolderInUseError, StopSignals, folder_lock
 
 
@@ -53,7 +52,7 @@ def test_lock_names_its_holder_and_is_gone_afterwards(tmp_path):
         holder = json.loads((tmp_path / ".lock").read_text())
         assert holder == {"pid": os.getpid(), "host": socket.gethostname()}
         with pytest.raises(FolderInUseError, match=(
-                rf"is in use: process {os.getpid()} on {socket.gethostname()} trains there\. Wait")):
+                rf"in use: process {os.getpid()} on {socket.gethostname()} trains there\. Wait")):
             with folder_lock(tmp_path):
                 pass
     assert not (tmp_path / ".lock").exists()

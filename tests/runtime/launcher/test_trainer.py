@@ -5,7 +5,6 @@ import socket
 
 import pytest
 import torch
-
 from threestudio.launcher.trainer import run_stage
 from threestudio.utils.checkpoint import find_newest_checkpoint, hash_path, load_checkpoint
 
@@ -29,8 +28,8 @@ def equal(first, second):
 
 
 def reached(folder, step):
-    return lambda: any(path.stat().st_size for path in (folder / "ckpts").glob("epoch=0-step=*.ckpt")
-                       if int(path.stem.split("=")[-1]) >= step)
+    return lambda: any(int(path.stem.split("=")[-1]) >= step
+                       for path in (folder / "ckpts").glob("epoch=0-step=*.ckpt"))
 
 
 def test_a_training_leaves_the_documented_folder(start, trial):
@@ -150,6 +149,14 @@ def test_sigterm_before_the_first_step_exits_143_at_once(start, trial):
     assert not (trial() / "ckpts").exists()
 
 
+def test_a_limit_of_time_ends_with_everything_saved(start, trial):
+    run = start("train", "trainer.max_steps=100000", "system.sleep_sec=0.05",
+                "trainer.max_time=00:00:00:01", "trainer.val_check_interval=1000000")
+    assert run.wait() == 0, run.text
+    step = load_checkpoint(find_newest_checkpoint(trial()))["global_step"]
+    assert f"at step {step - 1}." in run.text and f"at step {step}." not in run.text
+
+
 def test_ctrl_c_once_saves_renders_and_exits_130(start, trial):
     run = start("train", "trainer.max_steps=100000", "system.sleep_sec=0.01",
                 "trainer.val_check_interval=1000000", EVERY_STEP, KEEP_TWO)
@@ -267,7 +274,8 @@ def test_resume_auto_uses_the_one_before_a_damaged_newest(start, trial):
 
 
 def test_second_training_in_one_folder_is_refused(start, trial):
-    first = start("train", "trainer.max_steps=100000", "system.sleep_sec=0.01", EVERY_STEP, KEEP_TWO)
+    first = start("train", "trainer.max_steps=100000", "system.sleep_sec=0.01", EVERY_STEP,
+                  KEEP_TWO)
     first.wait_for(reached(trial(), 1))
     second = start("train")
     assert second.wait() == 1

@@ -7,16 +7,15 @@ import time
 from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
+import threestudio
 import torch
 import torch.utils.tensorboard  # noqa: F401 - loaded by the server, once for all runs
-from torch.utils.data import DataLoader, IterableDataset
-
-import threestudio
 from threestudio.launcher.trainer import run_stage
 from threestudio.systems.base import BaseSystem
 from threestudio.utils import rng
 from threestudio.utils.base import BaseModule, Updateable
 from threestudio.utils.config import load_config, parse_structured
+from torch.utils.data import DataLoader, IterableDataset
 
 
 class StepDataset(IterableDataset, Updateable):
@@ -53,7 +52,8 @@ class TinyDataModule(pl.LightningDataModule):
     def train_dataloader(self):
         start = self.trainer.global_step if self.trainer is not None else 0
         dataset = StepDataset(start, self.cfg.foreign)
-        return DataLoader(dataset, num_workers=self.cfg.n_workers, batch_size=None, collate_fn=dataset.collate)
+        return DataLoader(dataset, num_workers=self.cfg.n_workers, batch_size=None,
+                          collate_fn=dataset.collate)
 
     def val_dataloader(self):
         return DataLoader([{"index": i} for i in range(self.cfg.n_views)], batch_size=None)
@@ -100,7 +100,7 @@ class TinySystem(BaseSystem):
         nan_in: str = "loss"
         sleep_sec: float = 0.0
         sleep_before_sec: float = 0.0
-    
+
     def configure(self):
         if self.cfg.sleep_before_sec:
             print("building")
@@ -114,7 +114,8 @@ class TinySystem(BaseSystem):
             time.sleep(self.cfg.sleep_sec)
         out = self.net(batch["x"])
         noise = torch.rand(()) if self.net.cfg.noise else 0.5
-        loss = (out - batch["x"].sum(-1, keepdim=True)).square().mean() + noise * out.square().mean()
+        error = out - batch["x"].sum(-1, keepdim=True)
+        loss = error.square().mean() + noise * out.square().mean()
         self.log("train/loss_fit", loss)
         if self.true_global_step == self.cfg.nan_step:
             if self.cfg.nan_in == "loss":

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from threestudio.systems.optimizers import Adan
 
 

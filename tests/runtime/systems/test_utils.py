@@ -1,8 +1,6 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import nn
-
 from threestudio.systems.optimizers import Adan
 from threestudio.systems.utils import (
     get_parameters,
@@ -11,6 +9,7 @@ from threestudio.systems.utils import (
     parse_scheduler,
     parse_scheduler_to_instance,
 )
+from torch import nn
 
 
 class Model(nn.Module):
@@ -96,7 +95,7 @@ def test_bundled_and_missing_optimizers(caplog):
 
 
 def test_strict_systems_train_everything_or_stop():
-    with pytest.raises(ValueError, match=r"background\.weight, background\.bias require a gradient"):
+    with pytest.raises(ValueError, match=r"background\.weight, background\.bias require a grad"):
         parse_optimizer(config({"geometry": {}}), Model(strict=True))
     model = Model(strict=True)
     model.background.requires_grad_(False)

@@ -1,5 +1,4 @@
 import torch
-
 from threestudio.systems.weights import describe_problems, match_state
 
 
@@ -32,7 +31,8 @@ def test_a_module_of_the_file_alone_is_dropped():
 
 def test_a_partly_matching_module_is_refused_with_its_keys():
     match = match_state(state("a.w", "a.bias"), state("a.w", "a.scale"))
-    assert match.problems == ["a.bias: here, but not in the file", "a.scale: in the file, but not here"]
+    assert match.problems == ["a.bias: here, but not in the file",
+                              "a.scale: in the file, but not here"]
 
 
 def test_a_deeper_network_is_no_fresh_module():
@@ -44,7 +44,8 @@ def test_a_deeper_network_is_no_fresh_module():
 
 def test_a_renamed_child_is_no_fresh_module():
     match = match_state(state("net.a.w", "net.new.w"), state("net.a.w", "net.old.w"))
-    assert match.problems == ["net.new: here, but not in the file", "net.old: in the file, but not here"]
+    assert match.problems == ["net.new: here, but not in the file",
+                              "net.old: in the file, but not here"]
 
 
 def test_roots_may_come_and_go_together():

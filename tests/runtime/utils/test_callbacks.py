@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
-
 from threestudio.launcher.progress import RunProgress
 from threestudio.utils.callbacks import (
     CodeSnapshotCallback,

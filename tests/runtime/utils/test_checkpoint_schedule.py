@@ -2,7 +2,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from threestudio.utils.checkpoint import load_checkpoint, save_checkpoint
 from threestudio.utils.checkpoint_schedule import (
     AtomicCheckpointIO,

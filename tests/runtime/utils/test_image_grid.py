@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-
 from threestudio.utils.image_grid import (
     assemble_grid,
     grayscale_picture,

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trimesh
-
 from threestudio.utils.mesh_files import write_obj
 from threestudio.utils.saving import SaverMixin
 

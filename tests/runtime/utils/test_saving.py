@@ -6,7 +6,6 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-
 from threestudio.utils.checkpoint import load_checkpoint
 from threestudio.utils.saving import SaverMixin, replacing
 

@@ -186,7 +186,7 @@ class SeedGlobalGenerators(pl.Callback):
 
 
 class StopOnRequest(pl.Callback):
-    """Ends the training after the step in which SIGINT or SIGTERM arrived, with everything saved."""
+    """Ends the training after the step in which SIGINT or SIGTERM arrived, all saved."""
 
     def __init__(self, signals: StopSignals, schedule: CheckpointSchedule | None) -> None:
         self.signals = signals

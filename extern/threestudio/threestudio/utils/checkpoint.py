@@ -327,7 +327,9 @@ def find_newest_checkpoint(folder: str | Path) -> Path:
     if faults:
         listed = " ".join(fault[1] for fault in faults)
         raise FileNotFoundError(f"no readable checkpoint in {folder}: {listed}")
-    raise FileNotFoundError(f"no checkpoint in {folder}; expected last.ckpt or epoch=0-step=N.ckpt.")
+    raise FileNotFoundError(
+        f"no checkpoint in {folder}; expected last.ckpt or epoch=0-step=N.ckpt."
+    )
 
 
 def step_of_name(path: str | Path) -> int | None:
@@ -430,7 +432,7 @@ def _allowed_globals() -> list:
              "BytesNode", "PathNode")
     allowed = [getattr(nodes, name) for name in names if hasattr(nodes, name)]
     allowed += [base.ContainerMetadata, base.Metadata, DictConfig, ListConfig]
-    allowed += [getattr(omegaconf, "TupleConfig")] if hasattr(omegaconf, "TupleConfig") else []
+    allowed += [omegaconf.TupleConfig] if hasattr(omegaconf, "TupleConfig") else []
     return allowed + [typing.Any, typing.Union, dict, list, tuple, set, int, float, str, bool,
                       collections.defaultdict, collections.OrderedDict]
 

@@ -157,7 +157,8 @@ class CheckpointSchedule(Checkpoint):
 
     def after_step(self, trainer: pl.Trainer) -> None:
         """Save if a save is due after the step that just ended."""
-        is_due = self.stop_requested() or self.due(
+        # should_stop: somebody else ends the training here, for example a limit of its time.
+        is_due = self.stop_requested() or trainer.should_stop or self.due(
             trainer.global_step, trainer.max_steps, time.monotonic()
         )
         if _any_rank(trainer, is_due):
