@@ -40,6 +40,7 @@ from .embedded_models import (
     write_manifest_entry,
 )
 from .make_family import make_tokenizer
+from .muon import Muon
 from .world_views import (
     FOVY_RAD,
     NUM_VIEWS,
@@ -59,7 +60,7 @@ SINGLE_VIEW_SHARE = 0.08
 """Of the steps: single images without a camera, whose words name the view."""
 LONE_VIEW_SHARE = 0.42
 """Of the steps: one view of each of four times as many objects, with its camera."""
-TIMESTEP_POWER = 0.6
+TIMESTEP_POWER = 0.55
 WEIGHT_DECAY = 0.01
 
 
@@ -117,20 +118,30 @@ class ViewSource:
         return Batch(latents, captions, None if single else torch.cat(cameras), views)
 
 
+def _split_parameters(modules: torch.nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Hidden matrices for Muon; embeddings, first and last layers, biases and norms for AdamW."""
+    outer = ("embed", "conv_in", "conv_out", "class_embedding")
+    matrices, others = [], []
+    for name, parameter in modules.named_parameters():
+        is_hidden = parameter.ndim >= 2 and not any(word in name for word in outer)
+        (matrices if is_hidden else others).append(parameter)
+    return matrices, others
+
+
 class Trainer:
-    """Text encoder, U-Net, their running averages, and one optimizer."""
+    """Text encoder, U-Net, their running averages, and their two optimizers."""
 
     def __init__(self, rate: float, ema_decay: float) -> None:
         self.text_encoder, self.unet = build_text_encoder(), build_multiview_unet()
         set_cross_view_attention(self.unet, NUM_VIEWS)
         self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
         self.modules = torch.nn.ModuleDict({"text": self.text_encoder, "unet": self.unet})
-        self.optimizer = torch.optim.AdamW(
-            self.modules.parameters(),
-            lr=rate,
-            betas=(0.9, 0.99),
-            weight_decay=WEIGHT_DECAY,
-            fused=True,
+        matrices, others = _split_parameters(self.modules)
+        self.optimizers = (
+            Muon(matrices, lr=rate, weight_decay=WEIGHT_DECAY),
+            torch.optim.AdamW(
+                others, lr=rate, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
+            ),
         )
         self.rate, self.ema_decay = rate, ema_decay
         self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
@@ -160,13 +171,14 @@ class Trainer:
         states = self.encode(batch.captions)
         predicted = self.unet(noisy, timesteps, states, class_labels=cameras).sample
         loss = functional.mse_loss(predicted, target)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.modules.zero_grad(set_to_none=True)
         loss.backward()
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * scale
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * scale
+            optimizer.step()
         self.step_count += 1
         self._average()
         return float(loss.detach())
@@ -197,14 +209,15 @@ class Trainer:
         return {
             "model": self.modules.state_dict(),
             "ema": self.ema,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step_count,
         }
 
     def load(self, state: dict) -> None:
         self.modules.load_state_dict(state["model"])
         self.ema = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state.get("optimizers", ()), strict=False):
+            optimizer.load_state_dict(saved)
         self.step_count = state["step"]
 
 
