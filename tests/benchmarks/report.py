@@ -1,0 +1,154 @@
+"""Print the README's tables from the newest result files, so that no figure is typed by hand.
+
+    python tests/benchmarks/report.py            # print them
+    python tests/benchmarks/report.py --write    # put them into README.md, between the marks
+    python tests/benchmarks/report.py --check    # exit 1 if README.md holds anything else
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from text_to_3d_report import group_table, threshold_table  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+README = ROOT / "README.md"
+BEGIN = "<!-- figures: begin; written by tests/benchmarks/report.py -->"
+END = "<!-- figures: end -->"
+NOTHING = "No result is committed yet."
+
+
+def newest(kind: str, folder: Path = RESULTS) -> tuple[str, dict[str, Any]] | None:
+    """Return name and content of the newest result of a benchmark, by the date in its name."""
+    found = sorted(folder.glob(f"{kind}_*.json"), key=lambda path: path.stem.rsplit("_", 1)[-1])
+    if not found:
+        return None
+    return found[-1].stem, json.loads(found[-1].read_text(encoding="utf-8"))
+
+
+def _source(name: str, report: dict[str, Any], folder: Path) -> str:
+    """One line: where the figures come from and how they were made."""
+    facts = report.get("circumstances", {})
+    told = [facts[key] for key in ("hardware", "date") if key in facts]
+    if "packages" in facts:
+        told.append(f"torch {facts['packages']['torch']}")
+    if "commit" in facts:
+        told.append(f"commit {facts['commit']}")
+    if "command" in facts:
+        told.append(f"`{facts['command']}`")
+    link = f"[{name}](tests/benchmarks/results/{name}.{_readable(name, folder)})"
+    return f"{link}: {'; '.join(told)}." if told else f"{link}."
+
+
+def _readable(name: str, folder: Path) -> str:
+    return "md" if (folder / f"{name}.md").is_file() else "json"
+
+
+def text_to_3d_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
+    """Scenes from words against the truth."""
+    lines = [
+        "**Scenes from words, against the truth** (PSNR in dB; white: an empty white image).",
+        _source(name, report, folder),
+        "",
+        *group_table(report),
+        "",
+        *threshold_table(report),
+        "",
+    ]
+    if (folder / f"{name}.png").is_file():
+        lines += [
+            f"![Renders above the truth, for every prompt](tests/benchmarks/results/{name}.png)",
+            "",
+        ]
+    return lines
+
+
+def sample_multiview_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
+    """The embedded multi-view prior, sampled and compared with the truth."""
+    one, two = report["means"]["1"], report["means"]["2"]
+    return [
+        "**The embedded prior alone**, sampled for held-out captions: mean PSNR "
+        f"{one:.2f} dB for one object, {two:.2f} dB for two.",
+        _source(name, report, folder),
+        "",
+    ]
+
+
+def stage_1_step_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
+    """Speed of a training step and its parts."""
+    tables = report["milliseconds"]
+    lines = [
+        "**One training step of stage 1, profile embedded.**",
+        _source(name, report, folder),
+        "",
+        "| | steps/s | rendering | guidance | optimizer | the rest |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, table in tables.items():
+        total = table["total"]
+        shares = [
+            sum(value for part, value in table.items() if part.startswith(kind)) / total
+            for kind in ("rendering", "guidance", "optimizer")
+        ]
+        cells = [f"{share:.0%}" for share in (*shares, 1 - sum(shares))]
+        lines.append(f"| {title} | {1e3 / total:.2f} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+SECTIONS = {
+    "text_to_3d": text_to_3d_lines,
+    "sample_multiview": sample_multiview_lines,
+    "stage_1_step": stage_1_step_lines,
+}
+
+
+def figures(folder: Path = RESULTS) -> str:
+    """Return the README's tables."""
+    lines: list[str] = []
+    for kind, section in SECTIONS.items():
+        result = newest(kind, folder)
+        if result is not None:
+            lines += section(*result, folder)
+    return "\n".join(lines or [NOTHING, ""])
+
+
+def with_figures(readme: str, text: str) -> str:
+    """Return the README with everything between the marks replaced.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md lacks the lines '{BEGIN}' and '{END}'; put them back.")
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--check", action="store_true", help="fail if README.md holds others")
+    arguments = parser.parse_args()
+    text = figures()
+    if not (arguments.write or arguments.check):
+        print(text)
+        return
+    readme = README.read_text(encoding="utf-8")
+    wanted = with_figures(readme, text)
+    if arguments.write:
+        README.write_text(wanted, encoding="utf-8")
+    elif wanted != readme:
+        raise SystemExit("README.md is not what the results say; run report.py --write.")
+
+
+if __name__ == "__main__":
+    main()
