@@ -112,7 +112,7 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
         rgb_as_latents: bool = False,
         fovy: Float[Tensor, "B"] | None = None,
         timestep: Int[Tensor, ""] | int | None = None,
-        text_embeddings: Float[Tensor, "2B l d"] | None = None,
+        text_embeddings: Float[Tensor, "2*B l d"] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the distillation loss of the rendered views of one or several objects.
@@ -199,7 +199,7 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
         latents: Float[Tensor, "B c h w"],
         noise: Float[Tensor, "B c h w"],
         timesteps: Int[Tensor, "B"],
-        text_embeddings: Float[Tensor, "2B l d"],
+        text_embeddings: Float[Tensor, "2*B l d"],
         camera: Float[Tensor, "B k"],
     ) -> Float[Tensor, "B c h w"]:
         """Return the gradient of the loss times B with respect to the latents.

@@ -20,7 +20,7 @@ ITERATIONS = 4
 
 
 def orthogonalise(matrices: Float[Tensor, "n r c"]) -> Float[Tensor, "n r c"]:
-    """Push every singular value of every matrix towards 1 (to within about 0.3), keeping vectors."""
+    """Push every singular value towards 1 (to within about 0.3); singular vectors stay."""
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices

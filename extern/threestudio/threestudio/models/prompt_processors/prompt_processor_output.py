@@ -55,7 +55,7 @@ class PromptProcessorOutput:
         azimuth: Float[Tensor, "B"],
         camera_distances: Float[Tensor, "B"],
         view_dependent_prompting: bool = True,
-    ) -> Float[Tensor, "2B l d"]:
+    ) -> Float[Tensor, "2*B l d"]:
         """Return the embedding of each view, then the unconditional one of each view.
 
         Args:
