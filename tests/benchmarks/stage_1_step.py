@@ -284,7 +284,7 @@ def main() -> None:
         f"# One step of stage 1, profile embedded, {report['circumstances']['date']}",
         "",
         *as_lines(report["circumstances"]),
-        f"- {arguments.steps} steps from the start, the first {report['warm_up_steps']} left out; means",
+        f"- {arguments.steps} steps; the first {report['warm_up_steps']} are left out of the means",
         "",
         *lines_of(tables),
         "",
