@@ -1,10 +1,11 @@
 """Sample the embedded multi-view prior by text and camera, and compare with the truth.
 
-    python tests/benchmarks/sample_multiview.py [--steps 12] [--guidance-scale 2.0] [--sheet FILE]
+    python tests/benchmarks/sample_multiview.py [--steps 12] [--guidance-scale 1.5] [--write]
 
 Captions are held out from all training (at least one object's appearance is); four views each, 90
 degrees apart from a random azimuth, white background. Prints PSNR per caption, means for one and
-two objects, and the sampler's settings; `--sheet` writes samples above truth for a look.
+two objects, and the sampler's settings; `--write` stores them under tests/benchmarks/results/,
+with a sheet of samples beside their truth.
 """
 
 from __future__ import annotations
@@ -12,21 +13,31 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
+import sys
 import time
 from pathlib import Path
 
 import torch
 
-from custom.fourd.diffusion.camera_vector import camera_vector
-from custom.fourd.diffusion.multiview_prior import load_multiview_prior
-from custom.fourd.diffusion.samplers import sample_ddim
-from custom.fourd.metrics.image_quality import psnr
-from custom.fourd.ops.camera import camera_from_orbit
-from custom.fourd.world import vocabulary as world
-from custom.fourd.world.grammar import WorldObject, WorldScene, all_appearances, parse_caption
-from custom.fourd.world.grammar import is_held_out_appearance
-from custom.fourd.world.render import render
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from circumstances import describe_circumstances, result_path  # noqa: E402
+
+from custom.fourd.diffusion.camera_vector import camera_vector  # noqa: E402
+from custom.fourd.diffusion.multiview_prior import load_multiview_prior  # noqa: E402
+from custom.fourd.diffusion.samplers import sample_ddim  # noqa: E402
+from custom.fourd.metrics.image_quality import psnr  # noqa: E402
+from custom.fourd.ops.camera import camera_from_orbit  # noqa: E402
+from custom.fourd.world import vocabulary as world  # noqa: E402
+from custom.fourd.world.grammar import (  # noqa: E402
+    WorldObject,
+    WorldScene,
+    all_appearances,
+    is_held_out_appearance,  # noqa: E402
+    parse_caption,
+)
+from custom.fourd.world.render import render  # noqa: E402
 
 FOVY_RAD = math.radians(40)
 
@@ -77,8 +88,8 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance-scale", type=float, default=1.5)
-    parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--sheet", type=Path, help="write samples beside their truth here")
+    parser.add_argument("--write", action="store_true", help="store the result under results/")
     args = parser.parse_args()
     prior = load_multiview_prior(str(args.folder))
     encode = load_text(args.folder)
@@ -116,21 +127,31 @@ def main() -> None:
         for k in (1, 2)
     }
     print(f"mean over one-object captions {means['1']:.2f} dB, two objects {means['2']:.2f} dB")
-    print(
-        f"DDIM (eta 0), {args.steps} steps, guidance {args.guidance_scale}; "
-        f"{time.monotonic() - started:.0f} s; {platform.machine()}, torch {torch.__version__}"
-    )
-    if args.json:
-        args.json.write_text(json.dumps({"means": means, "rows": table}, indent=1))
-    if args.sheet:
-        import cv2
+    sampler = f"DDIM (eta 0), {args.steps} steps, guidance {args.guidance_scale}"
+    print(f"{sampler}; {time.monotonic() - started:.0f} s")
+    if args.write:
+        report = {
+            **describe_circumstances(threads=torch.get_num_threads()),
+            "sampler": sampler,
+            "means": means,
+            "rows": table,
+        }
+        result_path("sample_multiview", "json").write_text(json.dumps(report, indent=1) + "\n")
+    sheet = args.sheet or (result_path("sample_multiview", "png") if args.write else None)
+    if sheet:
+        write_sheet(rows, sheet)
 
-        half = (len(rows) + 1) // 2
-        columns = [torch.cat(rows[:half]), torch.cat(rows[half:])]
-        height = max(len(c) for c in columns)
-        columns = [torch.nn.functional.pad(c, (0, 0, 0, 0, 0, height - len(c))) for c in columns]
-        sheet = torch.cat(columns, dim=1)
-        cv2.imwrite(str(args.sheet), (sheet.flip(-1).numpy() * 255).round().astype("uint8"))
+
+def write_sheet(rows: list[torch.Tensor], path: Path) -> None:
+    """Two columns of captions, each row four samples and their four true views."""
+    import cv2
+
+    half = (len(rows) + 1) // 2
+    columns = [torch.cat(rows[:half]), torch.cat(rows[half:])]
+    height = max(len(column) for column in columns)
+    columns = [torch.nn.functional.pad(c, (0, 0, 0, 0, 0, height - len(c))) for c in columns]
+    picture = torch.cat(columns, dim=1).flip(-1)
+    cv2.imwrite(str(path), (picture.numpy() * 255).round().astype("uint8"))
 
 
 if __name__ == "__main__":
