@@ -331,3 +331,13 @@ def test_logged_losses_are_remembered(tmp_path):
     system = System(config())
     make_trainer(tmp_path).fit(system, DataLoader(Endless(), batch_size=None))
     assert not system._last_logged["train/loss_x"].requires_grad
+
+
+@pytest.mark.parametrize("stage, key", [("validate", "cleanup_after_validation_step"),
+                                        ("test", "cleanup_after_test_step")])
+def test_memory_is_freed_after_each_batch_if_asked(tmp_path, monkeypatch, stage, key):
+    freed = []
+    monkeypatch.setattr("threestudio.systems.base.cleanup", lambda: freed.append(1))
+    for asked, expected in ((False, 0), (True, 3)):
+        getattr(make_trainer(tmp_path), stage)(System(config(**{key: asked})), views(3))
+        assert len(freed) == expected

@@ -396,3 +396,17 @@ def test_sigkill_while_saving_never_leaves_a_bad_file(tmp_path):
 def test_file_size_limit_is_untouched():
     """The full-disk test must not leak its limit into this process."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_while_a_file_is_replaced_both_hashes_are_listed(saved, monkeypatch):
+    old, listed, real_replace = hash_of(saved), [], os.replace
+
+    def replace(source, target):
+        if Path(target) == saved:
+            listed.extend(ck.hash_path(saved).read_text().split())
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    ck.save_checkpoint(saved, {"global_step": 4})
+    assert listed == [hash_of(saved), old]
+    assert ck.hash_path(saved).read_text().split() == [hash_of(saved)]
