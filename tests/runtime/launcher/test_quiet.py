@@ -31,7 +31,7 @@ def test_useless_warnings_are_ignored_and_others_shown():
     silence_lightning()
     with warnings.catch_warnings(record=True) as caught:
         silence_lightning()
-        warnings.warn("The 'train_dataloader' does not have many workers which may be slow", stacklevel=1)
+        warnings.warn("The 'train_dataloader' does not have many workers, slow", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["something else"]
 
