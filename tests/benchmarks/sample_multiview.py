@@ -1,6 +1,6 @@
 """Sample the embedded multi-view prior by text and camera, and compare with the truth.
 
-    python tests/benchmarks/sample_multiview.py [--steps 12] [--guidance-scale 1.5] [--write]
+    python tests/benchmarks/sample_multiview.py [--steps 3] [--guidance-scale 1.5] [--write]
 
 Captions are held out from all training (at least one object's appearance is); four views each, 90
 degrees apart from a random azimuth, white background. Prints PSNR per caption, means for one and
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("custom/fourd/assets/multiview"))
     parser.add_argument("--captions", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--guidance-scale", type=float, default=1.5)
     parser.add_argument("--sheet", type=Path, help="write samples beside their truth here")
     parser.add_argument("--write", action="store_true", help="store the result under results/")
