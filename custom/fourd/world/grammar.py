@@ -91,6 +91,9 @@ class WorldScene:
             raise CaptionError(
                 f"'{self.relation}' is no relation of the world; choose: {', '.join(RELATIONS)}."
             )
+        if len(self.objects) == 1:
+            # A lone object has no relation; one value for all makes equal captions equal scenes.
+            object.__setattr__(self, "relation", RELATIONS[0])
 
     @property
     def caption(self) -> str:

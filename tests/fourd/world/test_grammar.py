@@ -166,6 +166,10 @@ def test_scenes_refuse_what_they_cannot_hold():
         WorldScene((RED_CUBE, BLUE_BALL), "under")
 
 
+def test_a_lone_object_is_the_same_scene_whatever_its_relation():
+    assert WorldScene((RED_CUBE,), "on top of") == WorldScene((RED_CUBE,))
+
+
 def test_moving_is_said_of_any_object():
     still, moving = WorldObject("cube", "red"), WorldObject("cube", "red", motion="sliding")
     assert not WorldScene((still, still)).is_moving

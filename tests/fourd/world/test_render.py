@@ -150,7 +150,7 @@ def test_normals_are_the_tangent_plane_of_neighbouring_hits(case):
     assert ((normals * rays_d).sum(-1)[seen] < 1e-6).all()
     agree, total = 0, 0
     for image, time in enumerate(TIMES.tolist()):
-        pixels = (index[image] >= 0) & ~near_an_edge(index[image][None])[0]
+        pixels = (index[image] >= 0) & (images.object_index[image] == index[image])
         origins, directions = rays_o[image][pixels], rays_d[image][pixels]
         here = origins.double() + distance[image][pixels][:, None] * directions.double()
         tangents = []
@@ -162,8 +162,8 @@ def test_normals_are_the_tangent_plane_of_neighbouring_hits(case):
         crossed = torch.nn.functional.normalize(crossed, dim=-1)
         cosine = (crossed * normals[image][pixels].double()).sum(-1).abs()
         agree, total = agree + int((cosine > 0.999).sum()), total + len(cosine)
-    # Where a tangent crosses an edge of a cube or pyramid there is no single normal.
-    assert total > 20 and agree / total > 0.9
+    # Where a tangent crosses an edge or leaves the silhouette there is no single normal.
+    assert total > 40 and agree / total > 0.85
 
 
 def test_colour_is_the_shading_formula(case):
