@@ -301,7 +301,8 @@ def main(argv: list[str] | None = None) -> int:
     for candidate in (path, stable):
         if candidate.exists():
             state = torch.load(candidate, weights_only=True)
-            if candidate == path and state["steps"] != args.steps and state["step"] > state["decay_from"]:
+            has_decayed = state["steps"] != args.steps and state["step"] > state["decay_from"]
+            if candidate == path and has_decayed:
                 continue
             trainer.load(state)
             break
