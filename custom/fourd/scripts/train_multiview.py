@@ -8,7 +8,9 @@ on from the last checkpoint before the decay. Kill it at any time; the same comm
     python -m custom.fourd.scripts.train_multiview --work outputs/assets --steps 12000
     python -m custom.fourd.scripts.train_multiview --work outputs/assets --steps 12000 --export
 
-On a CPU, one process with one thread per core is much faster than one process with many threads:
+`--from-asset` starts from the committed weights instead of fresh ones. A CUDA device is used where
+there is one. On a CPU, one process with one thread per core is much faster than one process with
+many threads:
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m custom.fourd.scripts.train_multiview ...
 """
@@ -24,10 +26,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from threestudio.utils.misc import get_device
 from torch import Tensor
 from torch.nn import functional
 
-from custom.fourd.diffusion.camera_vector import camera_vector
+from custom.fourd.diffusion.camera_vector import CAMERA_VECTOR_SIZE, camera_vector
 from custom.fourd.diffusion.cross_view_attention import set_cross_view_attention
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
 
@@ -135,7 +138,9 @@ class Trainer:
         self.text_encoder, self.unet = build_text_encoder(), build_multiview_unet()
         set_cross_view_attention(self.unet, NUM_VIEWS)
         self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
+        self.device = get_device()
         self.modules = torch.nn.ModuleDict({"text": self.text_encoder, "unet": self.unet})
+        self.modules.to(self.device)
         matrices, others = _split_parameters(self.modules)
         self.optimizers = (
             Muon(matrices, lr=rate, weight_decay=WEIGHT_DECAY),
@@ -153,7 +158,7 @@ class Trainer:
         tokens = self.tokenizer(
             unique, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        states = self.text_encoder(tokens).last_hidden_state
+        states = self.text_encoder(tokens.to(self.device)).last_hidden_state
         return states[torch.tensor([unique.index(caption) for caption in captions])]
 
     def train_step(self, batch: Batch, scale: float, seed: int) -> float:
@@ -164,9 +169,13 @@ class Trainer:
         drawn = torch.rand((count // views,), generator=generator) ** TIMESTEP_POWER
         timesteps = (drawn * 1000).long().clamp(0, 999).repeat_interleave(views)
         noise = torch.randn(batch.latents.shape, generator=generator)
-        noisy = self.scheduler.add_noise(batch.latents, noise, timesteps)
-        target = self.scheduler.get_velocity(batch.latents, noise, timesteps)
-        cameras = noisy.new_zeros(count, 32) if batch.cameras is None else batch.cameras
+        timesteps, noise = timesteps.to(self.device), noise.to(self.device)
+        latents = batch.latents.to(self.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        target = self.scheduler.get_velocity(latents, noise, timesteps)
+        size = CAMERA_VECTOR_SIZE["embedded"]
+        cameras = noisy.new_zeros(count, size) if batch.cameras is None else batch.cameras
+        cameras = cameras.to(self.device)
         set_cross_view_attention(self.unet, views)
         states = self.encode(batch.captions)
         predicted = self.unet(noisy, timesteps, states, class_labels=cameras).sample
@@ -205,6 +214,18 @@ class Trainer:
                 theirs.append(value)
         torch._foreach_lerp_(ours, theirs, 1 - decay)
 
+    def load_asset(self, folder: Path) -> None:
+        """Take the weights of an exported model; optimizers and step start anew."""
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        for ours, stored in (
+            (self.unet, UNet2DConditionModel.from_pretrained(folder / "unet")),
+            (self.text_encoder, CLIPTextModel.from_pretrained(folder / "text_encoder")),
+        ):
+            ours.load_state_dict(stored.float().state_dict())
+        self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
+
     def state(self) -> dict:
         return {
             "model": self.modules.state_dict(),
@@ -240,6 +261,14 @@ def fit_autoencoder(groups: list[ViewGroups]) -> PatchAutoencoder:
     return vae
 
 
+def family_autoencoder(groups: list[ViewGroups], assets: Path = ASSETS) -> PatchAutoencoder:
+    """The committed autoencoder, which fixes what latents mean; fitted only where there is none."""
+    folder = assets / "multiview" / "vae"
+    if folder.is_dir():
+        return PatchAutoencoder.from_pretrained(folder)
+    return fit_autoencoder(groups)
+
+
 def save_atomically(payload: dict, path: Path) -> None:
     part = path.with_suffix(".part")
     torch.save(payload, part)
@@ -272,7 +301,7 @@ def export(trainer: Trainer, vae: PatchAutoencoder, recipe: dict, assets: Path =
     return folder
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("outputs/assets"))
     parser.add_argument("--steps", type=int, default=12000)
@@ -283,42 +312,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="multiview", help="of the checkpoint in --work")
+    parser.add_argument("--from-asset", action="store_true", help="start from committed weights")
     parser.add_argument("--export", action="store_true", help="write the asset, do not train")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1:
-        dist.init_process_group("gloo")
-    torch.manual_seed(args.seed)
-    groups = [load_groups(path) for path in sorted(args.work.glob("views_*.pt"))]
-    if not groups:
-        print(f"no views_*.pt in {args.work}; run custom.fourd.scripts.render_views first.")
-        return 1
-    vae = fit_autoencoder(groups)
-    trainer = Trainer(args.rate, args.ema)
-    path, stable = args.work / f"{args.name}.pt", args.work / f"{args.name}_stable.pt"
-    decay_from = args.steps - args.decay_steps
+
+def checkpoint_paths(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The newest checkpoint, and the newest one of the constant learning rate."""
+    return args.work / f"{args.name}.pt", args.work / f"{args.name}_stable.pt"
+
+
+def restore(trainer: Trainer, args: argparse.Namespace) -> None:
+    """Continue where the work folder stands; a decay that was made for other steps is undone."""
+    path, stable = checkpoint_paths(args)
     for candidate in (path, stable):
-        if candidate.exists():
-            state = torch.load(candidate, weights_only=True)
-            has_decayed = state["steps"] != args.steps and state["step"] > state["decay_from"]
-            if candidate == path and has_decayed:
-                continue
-            trainer.load(state)
-            break
-    log = args.work / f"{args.name}.log"
-    if args.export:
-        recipe = {
-            "script": "custom.fourd.scripts.train_multiview",
-            "seed": args.seed,
-            "steps": trainer.step_count,
-            "batch": f"{args.groups} groups of {NUM_VIEWS} views",
-            "rate": args.rate,
-            "loss": float(log.read_text().split()[-3]) if log.exists() else None,
-        }
-        print(export(trainer, vae, recipe))
-        return 0
-    source = ViewSource(groups, vae, args.seed)
+        if not candidate.exists():
+            continue
+        state = torch.load(candidate, weights_only=True, map_location=trainer.device)
+        has_decayed = state["steps"] != args.steps and state["step"] > state["decay_from"]
+        if candidate == path and has_decayed:
+            continue
+        trainer.load(state)
+        return
+    if args.from_asset:
+        trainer.load_asset(ASSETS / "multiview")
+
+
+def train(
+    trainer: Trainer, source: ViewSource, args: argparse.Namespace, rank: int, ranks: int
+) -> None:
+    """Step until `args.steps`; process 0 logs every 50 steps and saves every two minutes."""
+    path, stable = checkpoint_paths(args)
+    decay_from = args.steps - args.decay_steps
     start = saved = time.monotonic()
     losses: list[float] = []
     while trainer.step_count < args.steps:
@@ -333,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
         if trainer.step_count % 50 == 0:
             line = f"{trainer.step_count} loss {sum(losses) / len(losses):.4f} {now - start:.0f} s"
             losses.clear()
-            with log.open("a") as file:
+            with path.with_suffix(".log").open("a") as file:
                 file.write(line + "\n")
             print(line, flush=True)
         if now - saved > 120 or trainer.step_count == args.steps:
@@ -342,6 +367,35 @@ def main(argv: list[str] | None = None) -> int:
             if trainer.step_count <= decay_from:
                 save_atomically(state, stable)
             saved = time.monotonic()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
+        dist.init_process_group("gloo")
+    torch.manual_seed(args.seed)
+    groups = [load_groups(path) for path in sorted(args.work.glob("views_*.pt"))]
+    if not groups:
+        print(f"no views_*.pt in {args.work}; run custom.fourd.scripts.render_views first.")
+        return 1
+    vae = family_autoencoder(groups)
+    trainer = Trainer(args.rate, args.ema)
+    restore(trainer, args)
+    if not args.export:
+        train(trainer, ViewSource(groups, vae, args.seed), args, rank, ranks)
+        return 0
+    log = checkpoint_paths(args)[0].with_suffix(".log")
+    recipe = {
+        "script": "custom.fourd.scripts.train_multiview",
+        "seed": args.seed,
+        "steps": trainer.step_count,
+        "batch": f"{args.groups} groups of {NUM_VIEWS} views",
+        "rate": args.rate,
+        "from_asset": args.from_asset,
+        "loss": float(log.read_text().split()[-3]) if log.exists() else None,
+    }
+    print(export(trainer, vae, recipe))
     return 0
 
 

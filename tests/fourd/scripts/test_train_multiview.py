@@ -12,6 +12,7 @@ from custom.fourd.scripts.train_multiview import (
     Trainer,
     ViewSource,
     export,
+    family_autoencoder,
     fit_autoencoder,
     main,
     rate_scale,
@@ -194,3 +195,25 @@ def test_the_export_is_a_diffusers_folder_of_averaged_weights(vae, tmp_path):
 def test_the_command_needs_views(tmp_path, capsys):
     assert main(["--work", str(tmp_path)]) == 1
     assert "run custom.fourd.scripts.render_views first" in capsys.readouterr().out
+
+
+# What is committed
+
+
+def test_training_can_start_from_the_committed_weights():
+    trainer = fresh()
+    before = trainer.unet.conv_in.weight.clone()
+    trainer.load_asset(ASSETS / "multiview")
+    assert not torch.equal(trainer.unet.conv_in.weight, before)
+    assert torch.equal(trainer.ema["unet.conv_in.weight"], trainer.unet.conv_in.weight)
+    half = trainer.unet.conv_in.weight.half().float()
+    assert torch.equal(trainer.unet.conv_in.weight, half), "the asset is stored in half precision"
+    assert trainer.step_count == 0
+
+
+def test_the_committed_autoencoder_defines_latents_whatever_the_data(groups, tmp_path):
+    committed = family_autoencoder(groups)
+    fitted = family_autoencoder(groups, assets=tmp_path)
+    again = family_autoencoder(groups[:1])
+    assert torch.equal(committed.encoder.weight, again.encoder.weight)
+    assert not torch.allclose(committed.encoder.weight, fitted.encoder.weight)
