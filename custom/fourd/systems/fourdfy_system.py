@@ -73,6 +73,11 @@ class FourdfySystem(BaseLift3DSystem):
             raise ValueError(
                 f"system.stage is '{self.cfg.stage}'; fourdfy-system has the stage 'coarse' only."
             )
+        if not str(self.prompt).strip():
+            raise ValueError(
+                "system.prompt_processor.prompt is empty; expected the words to make a scene from, "
+                "such as system.prompt_processor.prompt='a red cube'."
+            )
         self._train_seconds = 0.0
         self._fit_started: float | None = None
         self._truth = scene_of_prompt(str(self.prompt))

@@ -166,6 +166,12 @@ def test_other_stages_are_refused(config):
         threestudio.find("fourdfy-system")({**config, "stage": "fine"})
 
 
+def test_an_empty_prompt_is_refused(config):
+    empty = {**config["prompt_processor"], "prompt": " "}
+    with pytest.raises(ValueError, match="prompt_processor.prompt is empty; expected the words"):
+        threestudio.find("fourdfy-system")({**config, "prompt_processor": empty})
+
+
 def test_a_guidance_that_steps_draw_must_be_named(config):
     system = threestudio.find("fourdfy-system")({**config, "prob_multi_view": 0.75})
     system._add_guidance = lambda *_, real=system._add_guidance: (

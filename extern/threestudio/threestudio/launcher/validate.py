@@ -37,6 +37,14 @@ TRAINER_KEYS = frozenset(
 )
 # Arguments of our own that the launcher takes out before lightning sees the rest.
 OWN_TRAINER_KEYS = frozenset({"non_finite_policy"})
+# Of lightning's arguments, those that a config sets to a whole number or to a number.
+WHOLE_NUMBERS = frozenset(
+    """
+    max_steps min_steps max_epochs min_epochs log_every_n_steps num_sanity_val_steps num_nodes
+    check_val_every_n_epoch accumulate_grad_batches every_n_train_steps save_top_k every_n_epochs
+    """.split()
+)
+NUMBERS = frozenset({"val_check_interval", "gradient_clip_val"})
 CHECKPOINT_KEYS = frozenset(
     """
     dirpath filename monitor verbose save_last save_top_k save_on_exception save_weights_only mode
@@ -249,6 +257,18 @@ def _table_issues(cfg: DictConfig, name: str, valid: frozenset[str], owner: str)
             hint = did_you_mean(str(key), valid)
             message = f"unknown key '{name}.{key}': {owner} has no argument {key!r}.{hint}"
             yield Issue("unknown", f"{name}.{key}", message)
+        yield from _number_issues(str(key), _plain_get(table, key), f"{name}.{key}")
+
+
+def _number_issues(key: str, value: Any, full_key: str) -> Iterator[Issue]:
+    """Check the arguments of lightning that are numbers; null leaves lightning's default."""
+    kinds = (int,) if key in WHOLE_NUMBERS else (int, float) if key in NUMBERS else None
+    if kinds is None or value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        expected = "a whole number" if kinds == (int,) else "a number"
+        message = f"wrong type for {full_key!r}: {value!r} is {_kind(value)}, expected {expected}."
+        yield Issue("type", full_key, message)
 
 
 def _typed_parts(schema: type, cfg: DictConfig) -> Iterator[tuple[str, Any]]:
