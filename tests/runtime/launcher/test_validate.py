@@ -145,7 +145,7 @@ def test_unknown_keys_at_any_depth_name_the_nearest(key, message):
         ("tag", {"a": "b"}, r"'tag': a mapping \{'a': 'b'\}, expected str. Quote text"),
         ("system__geometry__radius", {"a": 1}, "'system.geometry.radius': a mapping"),
         ("trainer", 5, "'trainer': 5 is an integer, expected a mapping"),
-        ("trainer__max_steps", "abc", "'trainer.max_steps': 'abc' is text, expected a whole number"),
+        ("trainer__max_steps", "abc", "'abc' is text, expected a whole number"),
         ("trainer__max_steps", 1.5, "'trainer.max_steps': 1.5 is a number, .* a whole number"),
         ("trainer__val_check_interval", "x", "'x' is text, expected a number"),
         ("checkpoint__every_n_train_steps", True, "True is .*, expected a whole number"),
