@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from custom.fourd.ops import camera as ops_camera
+
 from .grammar import WorldObject, WorldScene
 from .motion import object_poses
 from .shapes import BOUNDING_RADIUS, intersect
@@ -65,15 +67,9 @@ def camera_rays(
     c2w: Float[Tensor, "b 4 4"], fovy: Float[Tensor, "b"], height: int, width: int
 ) -> tuple[Float[Tensor, "b h w 3"], Float[Tensor, "b h w 3"]]:
     """Origins and unit directions through the pixels' centres, row 0 at the image's top."""
-    focal_px = 0.5 * height / torch.tan(0.5 * fovy)
-    columns = torch.arange(width, device=c2w.device, dtype=c2w.dtype) + 0.5 - 0.5 * width
-    rows = torch.arange(height, device=c2w.device, dtype=c2w.dtype) + 0.5 - 0.5 * height
-    x = columns.view(1, 1, -1).expand(len(c2w), height, -1) / focal_px.view(-1, 1, 1)
-    y = -rows.view(1, -1, 1).expand(len(c2w), -1, width) / focal_px.view(-1, 1, 1)
-    directions = torch.stack((x, y, -torch.ones_like(x)), dim=-1)
-    directions = directions / directions.norm(dim=-1, keepdim=True)
-    rays_d = torch.einsum("bij,bhwj->bhwi", c2w[:, :3, :3], directions)
-    return c2w[:, None, None, :3, 3].expand_as(rays_d), rays_d
+    return ops_camera.camera_rays(
+        c2w, ops_camera.intrinsics_from_fovy(fovy, height, width), height, width
+    )
 
 
 def render(
