@@ -1,11 +1,14 @@
-"""What a multi-view U-Net is told about its camera, as its class vector.
+"""What a multi-view or video U-Net is told about its camera, as its class vector.
 
 `mvdream` is the published vector: the 16 numbers of the camera-to-world matrix, its translation
 scaled to unit length. It leaves apparent size unknown and four-fold silhouettes hard to tell, so
 the embedded checkpoints add harmonics of azimuth and elevation and the size of the field of view.
+The embedded video prior is told the scene time of each frame as well.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Float
@@ -13,7 +16,9 @@ from torch import Tensor
 
 AZIMUTH_HARMONICS = (1, 2, 3, 4, 6)
 ELEVATION_HARMONICS = (1, 4)
+TIME_HARMONICS = (1, 2, 3, 4)
 CAMERA_VECTOR_SIZE = {"mvdream": 16, "embedded": 32}
+FRAME_VECTOR_SIZE = 1 + 2 * len(TIME_HARMONICS) + 2 * len(AZIMUTH_HARMONICS)
 
 
 def camera_vector(
@@ -55,3 +60,29 @@ def camera_vector(
         opening = torch.tan(0.5 * fovy).unsqueeze(-1)
         numbers += [torch.log(distance * opening), torch.log(opening)]
     return torch.cat(numbers, dim=-1)
+
+
+def video_class_vector(
+    c2w: Float[Tensor, "b 4 4"], fovy: Float[Tensor, "b"], frame_times: Float[Tensor, "b"]
+) -> Float[Tensor, "b n"]:
+    """The class vector of a clip's frames: the `embedded` camera vector, then the scene time.
+
+    Args:
+        c2w: camera-to-world matrix of each frame.
+        fovy: vertical field of view of each frame in radians.
+        frame_times: scene time of each frame in [0, 1].
+
+    Returns:
+        32 numbers of the camera; t; cosine and sine of k 2 pi t for k in `TIME_HARMONICS`; cosine
+        and sine of k (azimuth - 2 pi t) for k in `AZIMUTH_HARMONICS`, the azimuth as an object sees
+        it that turns once in the clip.
+    """
+    azimuth = torch.atan2(c2w[:, 1, 3], c2w[:, 0, 3])
+    turn = 2 * math.pi * frame_times
+    angles = [harmonic * turn for harmonic in TIME_HARMONICS]
+    angles += [harmonic * (azimuth - turn) for harmonic in AZIMUTH_HARMONICS]
+    numbers = [frame_times]
+    for angle in angles:
+        numbers += [torch.cos(angle), torch.sin(angle)]
+    camera = camera_vector(c2w, fovy, "embedded")
+    return torch.cat((camera, torch.stack(numbers, dim=-1)), dim=-1)

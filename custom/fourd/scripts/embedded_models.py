@@ -8,9 +8,12 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+from custom.fourd.diffusion.video_prior import VIDEO_VECTOR_SIZE
+
 from .make_family import ASSETS, load_family
 
 UNET_CHANNELS = (32, 64, 128)
+VIDEO_FACTS = {"num_frames": 16, "class_vector": "embedded-time", "image_size": 64}
 MULTIVIEW_FACTS = {"num_views": 4, "camera_vector": "embedded", "image_size": 64}
 
 
@@ -36,6 +39,16 @@ def build_text_encoder():
 
 def build_multiview_unet():
     """The multi-view U-Net: image latents, text, and a camera as class vector."""
+    return _build_unet(load_family()["camera_vector"]["size"])
+
+
+def build_video_unet():
+    """The video U-Net, one frame at a time: the multi-view one with the scene time beside the
+    camera; `set_cross_view_attention` joins the frames of a clip."""
+    return _build_unet(VIDEO_VECTOR_SIZE)
+
+
+def _build_unet(class_vector_size: int):
     from diffusers import UNet2DConditionModel
 
     facts = load_family()
@@ -58,7 +71,7 @@ def build_multiview_unet():
         resnet_time_scale_shift="scale_shift",
         time_embedding_dim=256,
         class_embed_type="projection",
-        projection_class_embeddings_input_dim=facts["camera_vector"]["size"],
+        projection_class_embeddings_input_dim=class_vector_size,
     )
 
 
