@@ -121,6 +121,10 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         self._weights_status = (int(checkpoint.get("epoch", 0)),
                                 int(checkpoint.get("global_step", 0)))
         self.do_update_step(*self._weights_status, on_load_weights=True)
+        self.on_weights_loaded(checkpoint)
+
+    def on_weights_loaded(self, checkpoint: dict) -> None:
+        """Called with the file that `load_weights` has taken weights from."""
 
     def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
         """As `torch.nn.Module.load_state_dict`, with our sentence when a strict load fails.
