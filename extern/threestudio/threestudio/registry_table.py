@@ -20,6 +20,9 @@ BUILTINS: dict[str, str] = {
     ),
     "dummy-prompt-processor": "threestudio.models.prompt_processors.dummy_prompt_processor",
     "stable-diffusion-guidance": "threestudio.models.guidance.stable_diffusion_guidance",
+    "stable-diffusion-vsd-guidance": (
+        "threestudio.models.guidance.stable_diffusion_vsd_guidance"
+    ),
     "mesh-exporter": "threestudio.models.exporters.mesh_exporter",
     "dummy-exporter": "threestudio.models.exporters.base",
     "random-camera-datamodule": "threestudio.data.uncond",

@@ -101,6 +101,14 @@ class DiffusionGuidance(BaseObject):
         self.min_step = min(int(self.num_train_timesteps * min_step_percent), last)
         self.max_step = min(int(self.num_train_timesteps * max_step_percent), last)
 
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Name what the guidance's own losses train; a frozen prior has nothing.
+
+        A system with `strict_optimizer_groups` refuses to start while one of them is in no group
+        of the optimizer.
+        """
+        return {}
+
     def weights_dtype_for(self, device: torch.device) -> torch.dtype:
         """Return fp16 on an accelerator where the config asks for it, else fp32."""
         half = self.cfg.half_precision_weights and device.type != "cpu"

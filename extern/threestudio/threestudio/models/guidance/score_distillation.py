@@ -94,6 +94,27 @@ def split_prediction(
     return noisy - noise * prediction, noisy + signal * prediction
 
 
+def prediction_target(
+    latents: Float[Tensor, "b ..."],
+    noise: Float[Tensor, "b ..."],
+    signal_scale: Float[Tensor, "b"],
+    noise_scale: Float[Tensor, "b"],
+    prediction_type: str,
+) -> Float[Tensor, "b ..."]:
+    """Return what a perfect model would predict, the target of its training; see
+    `split_prediction`, which inverts it.
+
+    Raises:
+        ValueError: if ``prediction_type`` is unknown.
+    """
+    _one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "flow":
+        return noise - latents
+    return _per_item(signal_scale, noise) * noise - _per_item(noise_scale, latents) * latents
+
+
 def classifier_free_guidance(
     cond: Float[Tensor, "b ..."],
     uncond: Float[Tensor, "b ..."],
