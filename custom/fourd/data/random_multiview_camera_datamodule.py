@@ -79,7 +79,12 @@ class RandomMultiviewCameraIterableDataset(SingleViewCameraIterableDataset):
         self._set_step(place.step)
         span = self._span(place, self.batch_size // self.cfg.n_view)
         cameras = self.sample_cameras(span)
-        flags = {"single_view": False, "is_video": False, "train_dynamic_camera": False}
+        flags = {
+            "single_view": False,
+            "is_video": False,
+            "train_dynamic_camera": False,
+            "images_per_group": self.cfg.n_view,
+        }
         assembled = self._assemble(cameras, place.step, self.directions_unit_focal)
         return assembled | flags | self._times(place.step)
 

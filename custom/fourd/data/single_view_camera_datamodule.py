@@ -33,7 +33,7 @@ from threestudio.utils.ops import get_ray_directions
 from threestudio.utils.rng import generator
 from torch import Tensor
 
-from ..ops.camera import motion_smooth_path, stop_and_sweep_path
+from ..ops.camera import motion_smooth_path, relative_distance, stop_and_sweep_path
 
 TEST_TRAJECTORIES = (None, "motion_smooth", "motion_smooth_full")
 
@@ -44,6 +44,9 @@ class SingleViewCameraDataModuleConfig(RandomCameraDataModuleConfig):
 
     static: bool = True
     """the scene does not move"""
+    relative_radius: bool = False
+    """multiply the distance of images and clips by 1 / tan(fovy / 2), so that it is the visible
+    half height; evaluation keeps eval_camera_distance"""
     num_frames: int = 1
     """scene times per clip"""
     sample_rand_frames: str | None = None
@@ -147,7 +150,8 @@ class SingleViewCameraIterableDataset(RandomCameraIterableDataset):
     def collate(self, batch: dict[str, int]) -> dict[str, Any]:
         """Return the cameras of a step; see `RandomCameraIterableDataset.collate`.
 
-        Further keys: "single_view", "is_video", "train_dynamic_camera" (booleans) and, where the
+        Further keys: "single_view", "is_video", "train_dynamic_camera" (booleans),
+        "images_per_group" (neighbours in the batch that show one object or clip) and, where the
         scene moves, "frame_times" and "frame_times_video" [T]. With a moving camera the T frames
         of one clip follow each other in the batch; otherwise one camera serves all times.
         """
@@ -164,8 +168,22 @@ class SingleViewCameraIterableDataset(RandomCameraIterableDataset):
             "single_view": True,
             "is_video": is_video,
             "train_dynamic_camera": camera_moves,
+            "images_per_group": self.cfg.num_frames if camera_moves else 1,
         }
         return self._assemble(cameras, place.step, directions) | flags | self._times(place.step)
+
+    def sample_cameras(self, span: ItemSpan) -> CameraSample:
+        """Draw the cameras of images, or one per clip; see `RandomCameraIterableDataset`."""
+        if not self.cfg.relative_radius:
+            return super().sample_cameras(span)
+        elevation_deg = sample_elevation_deg(span, self.elevation_range)
+        azimuth_deg = sample_azimuth_deg(
+            span, self.azimuth_range, stratified=self.cfg.batch_uniform_azimuth
+        )
+        fovy_rad = torch.deg2rad(draw_uniform(span, "fovy", *self.fovy_range))
+        distance = draw_uniform(span, "distance", *self.camera_distance_range)
+        distance = relative_distance(distance, fovy_rad)
+        return place_cameras(span, self.cfg, elevation_deg, azimuth_deg, distance, fovy_rad)
 
     def is_video_step(self, step: int) -> bool:
         """Return whether ``step`` trains on a clip; equal on every process."""
@@ -179,7 +197,8 @@ class SingleViewCameraIterableDataset(RandomCameraIterableDataset):
 
         Per frame, elevation changes by up to 180/16/T degrees, azimuth by up to 180/2/T, and the
         distance by up to 1/T of what is left of its range. All stay within their ranges; the
-        azimuth is free where its range is a full turn.
+        azimuth is free where its range is a full turn. With `relative_radius` the distances are
+        multiplied last.
         """
         num_frames = self.cfg.num_frames
         frames = torch.arange(num_frames, dtype=torch.float32)
@@ -201,13 +220,17 @@ class SingleViewCameraIterableDataset(RandomCameraIterableDataset):
         distance = draw_uniform(span, "distance", near, far)
         target = near + (far - near) * draw_uniform(span, "distance-speed", 0.0, 1.0)
         fovy_rad = torch.deg2rad(draw_uniform(span, "fovy", *self.fovy_range))
+        fovy_rad = fovy_rad.repeat_interleave(num_frames)
+        distances = move(distance, (target - distance) / num_frames, (near, far))
+        if self.cfg.relative_radius:
+            distances = relative_distance(distances, fovy_rad)
         return place_cameras(
             span,
             self.cfg,
             move(elevation_deg, elevation_speed, self.elevation_range),
             move(azimuth_deg, azimuth_speed, azimuth_bounds),
-            move(distance, (target - distance) / num_frames, (near, far)),
-            fovy_rad.repeat_interleave(num_frames),
+            distances,
+            fovy_rad,
         )
 
     def _times(self, step: int) -> dict[str, Tensor]:

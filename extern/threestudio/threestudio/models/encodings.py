@@ -238,10 +238,15 @@ class CompositeEncoding(nn.Module, Updateable):
         frame_times: Float[Tensor, "*times"] | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "n f"]:
-        """Encodes positions; ``frame_times`` reach an encoding that takes them, others never."""
+        """Encodes positions; ``frame_times`` reach an encoding that takes them, others never.
+
+        What the encoding returns besides features (a displacement) follows them unchanged.
+        """
         if frame_times is not None and self.accepts_frame_times:
             kwargs["frame_times"] = frame_times
-        features = self.encoding(x, *args, **kwargs)
+        encoded = self.encoding(x, *args, **kwargs)
         if not self.include_xyz:
-            return features
-        return torch.cat((x * self.xyz_scale + self.xyz_offset, features), dim=-1)
+            return encoded
+        features, *others = encoded if isinstance(encoded, tuple) else (encoded,)
+        features = torch.cat((x * self.xyz_scale + self.xyz_offset, features), dim=-1)
+        return (features, *others) if others else features

@@ -1,6 +1,16 @@
 """Encodings of points that move: a static 3D grid together with a grid over space and time.
 
 Both take one scene time per point as a tensor argument. Shapes: n points, f features.
+
+**Looping time.** With ``loop_time`` the time part F is replaced by a periodic one, P(t) = P(t + 1):
+
+    P(t) = F((t + 1) / (1 + d)) + (F(t / (1 + d)) - F((t + 1) / (1 + d))) t / d    for 0 <= t < d
+    P(t) = F(t / (1 + d))                                                          for d <= t < 1
+
+F is asked for on a time axis that is d longer than the loop, and the surplus fades into the start.
+So P runs through t = 1 as it runs through any other time: both sides of the seam read, and train,
+the entries of F around 1 / (1 + d). Nothing is lost: F that repeats its first d at its end gives
+any loop at almost the same resolution in time. Only points with t < d cost a second look-up.
 """
 
 from collections.abc import Mapping
@@ -13,6 +23,9 @@ from torch import Tensor, nn
 from threestudio.kernels.hash_grid import HashGridEncoding
 from threestudio.utils.base import Updateable
 
+# Length d of the fade between the end and the start of looping time, as a share of the loop.
+LOOP_OVERLAP = 0.125
+
 
 class SpatialTimeEncoding(nn.Module, Updateable):
     """What the two encodings share: the 3D grid, and where the time of a point comes from.
@@ -20,6 +33,7 @@ class SpatialTimeEncoding(nn.Module, Updateable):
     Attributes:
         encoding: the 3D grid.
         static: the scene does not move; the time part is frozen.
+        loop_time: time repeats with period 1, see the module's text.
         frame_time: the contract's hidden scene time, for foreign extensions only: a number or a
             tensor of one or n times, used where ``frame_times`` is not given. None means 0.
         is_video, update_occ_grid: set by foreign systems; nothing here reads them.
@@ -31,6 +45,7 @@ class SpatialTimeEncoding(nn.Module, Updateable):
         super().__init__()
         self.n_input_dims = in_channels
         self.static = bool(config.get("static", False))
+        self.loop_time = bool(config.get("loop_time", False))
         self.encoding = _grid(in_channels, config)
         self.n_output_dims = self.encoding.n_output_dims
         self.frame_time: float | Tensor | None = None
@@ -54,19 +69,38 @@ class SpatialTimeEncoding(nn.Module, Updateable):
             )
         return torch.cat((x, times.reshape(-1, 1).expand(x.shape[0], 1)), dim=1)
 
+    def encode_time(self, x_frame_time: Float[Tensor, "n d_plus_1"]) -> Float[Tensor, "n f"]:
+        """Features of the time part at points with their time appended, periodic if time loops."""
+        if not self.loop_time:
+            return self.encoding_time(x_frame_time)
+        times = x_frame_time[:, -1:].remainder(1.0)
+        stretch = 1.0 + LOOP_OVERLAP
+        features = self.encoding_time(torch.cat((x_frame_time[:, :-1], times / stretch), dim=1))
+        start = (times[:, 0] < LOOP_OVERLAP).nonzero()[:, 0]
+        if start.numel() == 0:
+            return features
+        early = times.index_select(0, start)
+        past_end = torch.cat(
+            (x_frame_time[:, :-1].index_select(0, start), (early + 1.0) / stretch), dim=1
+        )
+        ended = self.encoding_time(past_end)
+        begun = features.index_select(0, start)
+        return features.index_copy(0, start, torch.lerp(ended, begun, early / LOOP_OVERLAP))
+
 
 class HashGridSpatialTime(SpatialTimeEncoding):
     """Sum of a 3D grid over space and a 4D grid over space and time (4D-fy, section 3.1).
 
         e(x, t) = G_s(x) + G_d([x, t])
 
-    Time is a grid axis like space: in [0, 1], not periodic.
+    Time is a grid axis like space: in [0, 1], periodic with ``loop_time`` only.
 
     Args:
         in_channels: 3.
         config: grid keys, used for both grids; ``static`` (default False) freezes the 4D grid,
             which still adds its initial +-1e-4 at t = 0; ``skip_time_when_static`` (default False)
-            leaves it out instead while ``static`` holds, which saves its cost. Not changed.
+            leaves it out instead while ``static`` holds, which saves its cost; ``loop_time``
+            (default False) joins t = 1 to t = 0. Not changed.
     """
 
     def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
@@ -94,7 +128,7 @@ class HashGridSpatialTime(SpatialTimeEncoding):
         features = self.encoding(x)
         if self.static and self.skip_time_when_static:
             return features
-        return features + self.encoding_time(self.points_in_time(x, frame_times))
+        return features + self.encode_time(self.points_in_time(x, frame_times))
 
 
 class HashGridSpatialTimeDeform(SpatialTimeEncoding):
@@ -108,7 +142,8 @@ class HashGridSpatialTimeDeform(SpatialTimeEncoding):
     Args:
         in_channels: 3.
         config: keys of the 3D grid; ``time_encoding_config`` and ``time_network_config`` of the
-            displacement field; ``static`` (default False) leaves the displacement out. Not changed.
+            displacement field; ``static`` (default False) leaves the displacement out;
+            ``loop_time`` (default False) joins t = 1 to t = 0. Not changed.
     """
 
     def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
@@ -132,7 +167,7 @@ class HashGridSpatialTimeDeform(SpatialTimeEncoding):
 
     def warp(self, x_frame_time: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3"]:
         """Displacement of points with their time appended, in units of the unit cube."""
-        return self.time_network(self.encoding_time(x_frame_time))
+        return self.time_network(self.encode_time(x_frame_time))
 
     def forward(
         self,

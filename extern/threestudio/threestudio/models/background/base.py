@@ -1,6 +1,8 @@
 """Base class of backgrounds, and the random colours that replace them while training."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,8 +34,9 @@ class AugmentedBackground(BaseBackground):
     """A background that, while training, a flat random colour replaces now and then.
 
     A scene that hides in its background, or leaks into it, cannot keep doing so when the
-    background changes. Frames of a clip and views of one group must agree, so the coin and the
-    colour are drawn once per group: an image by default, the whole batch with ``share_aug_bg``.
+    background changes. The coin and the colour are drawn once per image, with ``share_aug_bg``
+    once per group of views, and for the frames of a clip always once per clip: a background that
+    flickers is motion to a video prior.
     """
 
     @dataclass
@@ -47,11 +50,11 @@ class AugmentedBackground(BaseBackground):
         random_aug_gray: bool = False
         """Draw greys: the same value in all channels."""
         share_aug_bg: bool = False
-        """One coin and one colour for a whole group instead of one per image."""
+        """One coin and one colour for a whole view group instead of one per image."""
         share_aug: bool = False
         """The same key as upstream's 4D-fy configs spell it."""
         aug_group_size: int = 0
-        """Images per group when shared; 0 takes the whole batch as one group."""
+        """Images per group when shared; 0 takes what the batch says, else the whole batch."""
         eval_color: tuple[float, float, float] | None = None
         """Colour in evaluation; None shows the trained background."""
 
@@ -78,27 +81,57 @@ class AugmentedBackground(BaseBackground):
         color = torch.tensor(list(self.cfg.eval_color), dtype=dirs.dtype, device=dirs.device)
         return color.expand(*dirs.shape[:-1], -1)
 
-    def augment(self, color: Float[Tensor, "B H W Nc"]) -> Float[Tensor, "B H W Nc"]:
+    def augment(
+        self,
+        color: Float[Tensor, "B H W Nc"],
+        images_per_group: int | None = None,
+        is_video: bool = False,
+    ) -> Float[Tensor, "B H W Nc"]:
         """Replace the colours of some images by one flat random colour each.
+
+        Args:
+            color: the background itself; images of one group, or frames of one clip, are
+                neighbours.
+            images_per_group: views of an object, or frames of a clip; None is the whole batch.
+            is_video: the groups are clips, and share their draw whatever the config says.
 
         Random: from the role "background" of the current step, one stream per group, whose index
         counts over all ranks. Replaced images give the background zero gradient.
         """
         if not (self.training and self.cfg.random_aug):
             return color
-        replaced, flat = self._draw(color.shape[0], color.shape[-1])
+        group_size = 1
+        if is_video:
+            group_size = images_per_group or color.shape[0]
+        elif self.cfg.share_aug_bg or self.cfg.share_aug:
+            group_size = self.cfg.aug_group_size or images_per_group or color.shape[0]
+        replaced, flat = self._draw(color.shape[0], color.shape[-1], group_size)
         keep = (~replaced).to(color).view(-1, 1, 1, 1)
         return color * keep + (flat.to(color) * replaced[:, None].to(color))[:, None, None]
 
     def _draw(
-        self, batch_size: int, channels: int
+        self, batch_size: int, channels: int, group_size: int
     ) -> tuple[Bool[Tensor, "B"], Float[Tensor, "B Nc"]]:
-        group_size = 1
-        if self.cfg.share_aug_bg or self.cfg.share_aug:
-            group_size = self.cfg.aug_group_size or batch_size
         n_groups = -(-batch_size // group_size)
         draws = rand_items(
             (n_groups, 1 + channels), "background", self._step, first_item=get_rank() * n_groups
         ).repeat_interleave(group_size, dim=0)[:batch_size]
         flat = draws[:, 1:2].expand(-1, channels) if self.cfg.random_aug_gray else draws[:, 1:]
         return draws[:, 0] < self.cfg.random_aug_prob, flat
+
+
+def background_of_batch(
+    background: BaseBackground, dirs: Float[Tensor, "B H W 3"], batch: dict[str, Any]
+) -> Float[Tensor, "B H W Nc"]:
+    """Ask for the background of a batch's images, which may stand in groups.
+
+    The batch's keys ``images_per_group`` and ``is_video`` reach a background that takes them; a
+    foreign one is asked for the directions alone.
+    """
+    taken = inspect.signature(type(background).forward).parameters
+    groups = {
+        key: batch[key]
+        for key in ("images_per_group", "is_video")
+        if key in taken and batch.get(key) is not None
+    }
+    return background(dirs=dirs, **groups)

@@ -97,6 +97,8 @@ class ImplicitVolume(BaseImplicitGeometry):
         self._encoding_takes_times = "frame_times" in inspect.signature(
             self.encoding.forward
         ).parameters
+        inner = getattr(self.encoding, "encoding", self.encoding)
+        self._encoding_displaces = "out_all" in inspect.signature(inner.forward).parameters
 
     @property
     def is_dynamic(self) -> bool:
@@ -153,13 +155,23 @@ class ImplicitVolume(BaseImplicitGeometry):
         return raw_density, get_activation(self.cfg.density_activation)(raw_density)
 
     def _encode(
-        self, points: Float[Tensor, "*N 3"], frame_times: Float[Tensor, "*N"] | None
+        self,
+        points: Float[Tensor, "*N 3"],
+        frame_times: Float[Tensor, "*N"] | None,
+        **kwargs: Any,
     ) -> Float[Tensor, "n_points Ne"]:
         unit = contract_to_unisphere(points, self.bbox, self.unbounded)
         flat = unit.reshape(-1, self.cfg.n_input_dims)
         if frame_times is None or not self._encoding_takes_times:
-            return self.encoding(flat)
-        return self.encoding(flat, frame_times=frame_times.reshape(-1, 1))
+            return self.encoding(flat, **kwargs)
+        return self.encoding(flat, frame_times=frame_times.reshape(-1, 1), **kwargs)
+
+    def _encode_with_displacement(
+        self, points: Float[Tensor, "*N 3"], frame_times: Float[Tensor, "*N"] | None
+    ) -> tuple[Float[Tensor, "n_points Ne"], Float[Tensor, "n_points 3"] | None]:
+        if not self._encoding_displaces:
+            return self._encode(points, frame_times), None
+        return self._encode(points, frame_times, out_all=True)
 
     def forward(
         self,
@@ -176,7 +188,8 @@ class ImplicitVolume(BaseImplicitGeometry):
 
         Returns:
             density ``[*N, 1]`` per world unit; features ``[*N, Nf]``; normal and shading_normal
-            ``[*N, 3]``, unit length, pointing out of the object (down the density).
+            ``[*N, 3]``, unit length, pointing out of the object (down the density); displacement
+            ``[*N, 3]`` where the encoding moves points, in units of the unit cube.
         """
         grad_enabled = torch.is_grad_enabled()
         if output_normal and self.cfg.normal_type == "analytic":
@@ -184,10 +197,12 @@ class ImplicitVolume(BaseImplicitGeometry):
             torch.set_grad_enabled(True)
             points = points if points.requires_grad else points.detach().requires_grad_(True)
         try:
-            encoded = self._encode(points, frame_times)
+            encoded, displacement = self._encode_with_displacement(points, frame_times)
             density = self.density_network(encoded).view(*points.shape[:-1], 1)
             _, density = self.get_activated_density(points, density)
             output = {"density": density}
+            if displacement is not None:
+                output["displacement"] = displacement.view(*points.shape[:-1], 3)
             if self.cfg.n_feature_dims > 0:
                 features = self.feature_network(encoded)
                 output["features"] = features.view(*points.shape[:-1], self.cfg.n_feature_dims)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import threestudio
-from threestudio.models.background.base import BaseBackground
+from threestudio.models.background.base import BaseBackground, background_of_batch
 from threestudio.models.estimators import OccupancyGridEstimator
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.materials.base import BaseMaterial
@@ -156,6 +156,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         light_positions: Float[Tensor, "B 3"],
         bg_color: Tensor | None = None,
         frame_times: Float[Tensor, "B"] | None = None,
+        ray_jitter: Float[Tensor, "B H W"] | None = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """Render images.
@@ -167,6 +168,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
             bg_color: ``[B, C]`` or ``[B, H, W, C]``, instead of the background.
             frame_times: scene time of each image, or one for all, in [0, 1]; None is the
                 geometry's default.
+            ray_jitter: instead of `draw_jitter`, for callers that render an image in pieces.
             **kwargs: the rest of the batch, handed to the material in training.
 
         Returns:
@@ -177,6 +179,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
             ``[Ns, 3]``, ray_indices ``[Ns]`` and all that the geometry gives.
             comp_normal ``[B, H, W, 3]``, (n + 1) / 2 * opacity, in evaluation when there are
             normals, in training with ``return_comp_normal``.
+            deformation ``[B, H, W, 3]``, in training where the geometry displaces points: the sum
+            of w displacement, in units of the geometry.
 
         Random: in training one jitter per ray, role "ray-jitter", item = image over all ranks.
         Where samples lie, and which are dropped, is not differentiable.
@@ -184,8 +188,14 @@ class NeRFVolumeRenderer(VolumeRenderer):
         frame_times = self._check_batch(rays_o, rays_d, light_positions, frame_times)
         batch_size, height, width = rays_o.shape[:3]
         if self.training:
-            output = self._render_for_training(rays_o, rays_d, light_positions, frame_times, kwargs)
-            background = self.background(dirs=rays_d) if bg_color is None else bg_color
+            if ray_jitter is None:
+                ray_jitter = self.draw_jitter(rays_o)
+            output = self._render_for_training(
+                rays_o, rays_d, light_positions, frame_times, ray_jitter, kwargs
+            )
+            background = bg_color
+            if background is None:
+                background = background_of_batch(self.background, rays_d, kwargs)
         else:
             output = self._render_for_evaluation(rays_o, rays_d, light_positions, frame_times)
             background = self._evaluate_background(rays_d) if bg_color is None else bg_color
@@ -205,11 +215,12 @@ class NeRFVolumeRenderer(VolumeRenderer):
         rays_d: Tensor,
         light_positions: Tensor,
         frame_times: Tensor | None,
+        ray_jitter: Tensor | None,
         batch: dict[str, Any],
     ) -> dict[str, Tensor]:
         image_size = rays_o.shape[1] * rays_o.shape[2]
         rays = RayBatch(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
-        samples = self._sample(rays, self._jitter(rays_o))
+        samples = self._sample(rays, None if ray_jitter is None else ray_jitter.reshape(-1))
         if self.cfg.prune_alpha_threshold:
             samples = self._prune(rays, samples)
         samples = self._not_empty(samples)
@@ -262,12 +273,15 @@ class NeRFVolumeRenderer(VolumeRenderer):
                 ray_chunk_size=self.cfg.ray_chunk_size,
             )
 
-    def _jitter(self, rays_o: Float[Tensor, "B H W 3"]) -> Float[Tensor, "n_rays"] | None:
+    def draw_jitter(self, rays_o: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W"] | None:
+        """Draw where in its first step each ray begins, in [0, 1); None where nothing is random.
+
+        Random: role "ray-jitter" of the step, item = image over all ranks.
+        """
         if not self.randomized:
             return None
         shape = rays_o.shape[:3]
-        first_item = get_rank() * shape[0]
-        return rand_items(shape, "ray-jitter", self._step, first_item).to(rays_o).reshape(-1)
+        return rand_items(shape, "ray-jitter", self._step, get_rank() * shape[0]).to(rays_o)
 
     def _prune(self, rays: RayBatch, samples: RaySamples) -> RaySamples:
         if samples.n_samples == 0:
@@ -329,16 +343,22 @@ class NeRFVolumeRenderer(VolumeRenderer):
         weights = render_weights(result["density"][:, 0], lengths, samples.ray_indices, n_rays)
         result["weights"] = weights
         ones = torch.ones_like(t_mids)
-        values = torch.cat([result["rgb"], ones[:, None], t_mids[:, None]], dim=-1)
+        columns = [result["rgb"], ones[:, None], t_mids[:, None]]
+        moves = self.training and "displacement" in result
+        if moves:
+            columns.append(result["displacement"])
+        values = torch.cat(columns, dim=-1)
         summed = accumulate_along_rays(weights, values, samples.ray_indices, n_rays)
         channels = result["rgb"].shape[-1]
-        opacity, depth = summed[:, channels : channels + 1], summed[:, channels + 1 :]
+        opacity, depth = summed[:, channels : channels + 1], summed[:, channels + 1 : channels + 2]
         output = {
             "comp_rgb_fg": summed[:, :channels],
             "opacity": opacity,
             "depth": depth,
             "z_variance": _z_variance(weights, t_mids, opacity, depth, samples.ray_indices),
         }
+        if moves:
+            output["deformation"] = summed[:, channels + 2 :]
         if "normal" in result and (not self.training or self.cfg.return_comp_normal):
             normal = accumulate_along_rays(weights, result["normal"], samples.ray_indices, n_rays)
             output["comp_normal"] = (F.normalize(normal, dim=-1) + 1.0) / 2.0 * opacity
@@ -391,7 +411,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return frame_times.reshape(-1).to(rays_o).expand(batch_size)
 
 
-_IMAGE_KEYS = ("comp_rgb_fg", "opacity", "depth", "z_variance", "comp_normal")
+_IMAGE_KEYS = ("comp_rgb_fg", "opacity", "depth", "z_variance", "comp_normal", "deformation")
 
 
 def _takes_times(function: Any) -> bool:
