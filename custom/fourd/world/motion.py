@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .grammar import WorldScene
-from .vocabulary import PAIR_OFFSET, PAIR_SCALE, SIZES
+from .vocabulary import PAIR_MOTION, PAIR_OFFSET, PAIR_SCALE, SIZES
 
 BOUNCE_HEIGHT = 0.30
 SLIDE_LENGTH = 0.30
@@ -61,14 +61,15 @@ def object_poses(
     """World pose of each object: x_world = scale * rotation @ x_object + translation."""
     poses = []
     count = len(scene.objects)
-    layout_scale = 1.0 if count == 1 else PAIR_SCALE
+    layout_scale, reach = (1.0, 1.0) if count == 1 else (PAIR_SCALE, PAIR_MOTION)
     for index, item in enumerate(scene.objects):
         offset, angle, scale = pose_of_motion(item.motion, frame_times)
         centre = _layout_centre(index, count, scene.relation).to(offset)
         cos, sin = torch.cos(angle), torch.sin(angle)
         zero, one = torch.zeros_like(cos), torch.ones_like(cos)
         rotation = torch.stack((cos, -sin, zero, sin, cos, zero, zero, zero, one), dim=-1)
-        translation = centre + offset * layout_scale
+        translation = centre + offset * layout_scale * reach
+        scale = scale**reach
         poses.append(
             (rotation.view(-1, 3, 3), translation, scale * SIZES[item.size] * layout_scale)
         )

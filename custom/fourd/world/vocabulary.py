@@ -26,6 +26,10 @@ PAIR_SCALE = 0.62
 PAIR_OFFSET = 0.46
 """Distance of each of two objects from the scene's centre."""
 
+PAIR_MOTION = 0.6
+"""Further factor on how far the objects of a pair move and on the logarithm of how much they grow,
+so that large ones stay in the box at all times."""
+
 MATERIALS = ("plain", "striped", "wooden", "metal")
 """`plain` is the unnamed default."""
 

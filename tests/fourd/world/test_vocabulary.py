@@ -33,7 +33,7 @@ def test_the_numbers_are_frozen():
     """Training data and every asset made from it depend on them."""
     assert world.COLOURS == world_reference.COLOURS
     assert world.SIZES == world_reference.SIZES
-    assert (world.PAIR_SCALE, world.PAIR_OFFSET) == (0.62, 0.46)
+    assert (world.PAIR_SCALE, world.PAIR_OFFSET, world.PAIR_MOTION) == (0.62, 0.46, 0.6)
 
 
 def test_colours_can_be_told_apart():
