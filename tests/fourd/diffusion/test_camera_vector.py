@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from custom.fourd.diffusion.camera_vector import CAMERA_VECTOR_SIZE, camera_vector
+from custom.fourd.diffusion.camera_vector import (
+    CAMERA_VECTOR_SIZE,
+    camera_vector,
+    video_class_vector,
+)
 from custom.fourd.ops.camera import camera_from_orbit
 
 
@@ -82,3 +86,24 @@ def test_what_each_kind_knows_of_distance_and_opening():
 def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match="'plucker' is no kind .*expected one of mvdream, embed"):
         camera_vector(orbit([0.0], [0.0]), torch.ones(1), "plucker")
+
+
+def test_a_frame_is_told_camera_and_time_by_hand():
+    fovy, pose = torch.tensor([0.7]).double(), orbit([10.0], [50.0], 3.0)
+    numbers = video_class_vector(pose, fovy, torch.tensor([0.3]).double())[0]
+    assert torch.equal(numbers[:32], camera_vector(pose, fovy, "embedded")[0])
+    turn, azimuth = 2 * math.pi * 0.3, math.radians(50)
+    expected = [0.3]
+    for harmonic in (1, 2, 3, 4):
+        expected += [math.cos(harmonic * turn), math.sin(harmonic * turn)]
+    for harmonic in (1, 2, 3, 4, 6):
+        expected += [math.cos(harmonic * (azimuth - turn)), math.sin(harmonic * (azimuth - turn))]
+    assert numbers[32:].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_turning_with_a_spinning_object_keeps_its_azimuth():
+    fovy = torch.full((2,), 0.7).double()
+    poses = orbit([10.0, 10.0], [50.0, 50.0 + 90.0])
+    numbers = video_class_vector(poses, fovy, torch.tensor([0.0, 0.25]).double())
+    torch.testing.assert_close(numbers[0, -10:], numbers[1, -10:])
+    assert (numbers[0, :41] - numbers[1, :41]).abs().max() > 0.1

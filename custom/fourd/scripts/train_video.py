@@ -1,0 +1,109 @@
+"""Train the embedded video prior: text encoder and U-Net together, on clips of the world.
+
+It starts from the committed multi-view model, which knows shapes, colours and cameras, and learns
+what the motions' words mean. Kill it at any time; the same command resumes.
+
+    python -m custom.fourd.scripts.render_clips --work outputs/assets
+    python -m custom.fourd.scripts.train_video --work outputs/assets --steps 6000
+    python -m custom.fourd.scripts.train_video --work outputs/assets --steps 6000 --export
+
+`--from-asset` starts from the committed video prior instead. A CUDA device is used where there is
+one; on a CPU use one process with one thread per core, as for `train_multiview`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from custom.fourd.diffusion.camera_vector import video_class_vector
+from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
+
+from .embedded_models import ASSETS, VIDEO_FACTS, build_video_unet
+from .embedded_training import (
+    Batch,
+    Trainer,
+    argument_parser,
+    export,
+    join_processes,
+    recipe_of,
+    restore,
+    train,
+)
+from .world_clips import NUM_FRAMES, WorldClips, load_clips, recolour_clip
+from .world_views import FOVY_RAD, chance, colour_views, draw_backgrounds, say
+
+TEXT_DROPOUT = 0.1
+CLIP_LENGTHS = ((1, 0.40), (4, 0.15), (8, 0.30), (16, 0.15))
+"""Frames that are joined in a step, and the share of the steps. Lone frames of many different clips
+teach what a caption, a camera and a time look like; the others, that frames belong together."""
+
+
+class ClipSource:
+    """Draws training batches; batch n is a pure function of (seed, n)."""
+
+    def __init__(self, clips: list[WorldClips], vae: PatchAutoencoder, seed: int) -> None:
+        self.clips, self.vae, self.seed = clips, vae, seed
+        self.with_count = {
+            k: [i for i, part in enumerate(clips) if len(part.scenes[0].objects) == k]
+            for k in (1, 2)
+        }
+
+    def batch(self, step: int, num_groups: int) -> Batch:
+        """4 `num_groups` frames, of as many clips as the length that is drawn first allows."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        length = min(_draw_length(generator), 4 * num_groups)
+        count = 4 * num_groups // length
+        backgrounds = draw_backgrounds(count, generator)
+        images, captions, vectors = [], [], []
+        for number in range(count):
+            parts = self.with_count[1 + number % 2]
+            part = self.clips[parts[int(torch.randint(len(parts), (), generator=generator))]]
+            index = int(torch.randint(len(part.scenes), (), generator=generator))
+            stride = NUM_FRAMES // length
+            first = int(torch.randint(stride, (), generator=generator))
+            frames = slice(first, None, stride)
+            scene = recolour_clip(part.scenes[index], generator)
+            layers = part.layers[index][frames]
+            background = backgrounds[number].expand(length, 3)
+            images.append(colour_views(layers, [scene] * length, background))
+            caption = "" if chance(generator, TEXT_DROPOUT) else say(scene, generator)
+            captions += [caption] * length
+            poses = part.pose(index).expand(length, 4, 4)
+            fovy = torch.full((length,), FOVY_RAD)
+            vectors.append(video_class_vector(poses, fovy, part.frame_times(index)[frames]))
+        with torch.no_grad():
+            latents = self.vae.encode(torch.cat(images)).latent_dist.mode()
+        return Batch(latents, captions, torch.cat(vectors), length)
+
+
+def _draw_length(generator: torch.Generator) -> int:
+    lengths, shares = zip(*CLIP_LENGTHS, strict=True)
+    return lengths[int(torch.multinomial(torch.tensor(shares), 1, generator=generator))]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = argument_parser(__doc__, "video", steps=6000, decay_steps=1500).parse_args(argv)
+    rank, ranks = join_processes()
+    torch.manual_seed(args.seed)
+    clips = [load_clips(path) for path in sorted(args.work.glob("clips_*.pt"))]
+    if not clips:
+        print(f"no clips_*.pt in {args.work}; run custom.fourd.scripts.render_clips first.")
+        return 1
+    vae = PatchAutoencoder.from_pretrained(ASSETS / "multiview" / "vae")
+    trainer = Trainer(build_video_unet(), args.rate, args.ema)
+
+    def begin(fresh: Trainer) -> None:
+        fresh.load_asset(ASSETS / ("video" if args.from_asset else "multiview"))
+
+    restore(trainer, args, begin)
+    if not args.export:
+        train(trainer, ClipSource(clips, vae, args.seed), args, rank, ranks)
+        return 0
+    print(export(trainer, vae, "video", VIDEO_FACTS, recipe_of(trainer, args, "train_video")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
