@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def write_sheet(rows: list[torch.Tensor], path: Path) -> None:
-    """Two columns of captions, each row four samples and their four true views."""
+    """The pictures of the captions, one below the other in two columns."""
     import cv2
 
     half = (len(rows) + 1) // 2
