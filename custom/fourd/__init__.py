@@ -21,12 +21,14 @@ if Version(threestudio.__version__) < Version("0.3.0"):
 # Registered name to the module that registers it, relative to this package.
 REGISTRY: dict[str, str] = {
     "fourdfy-system": "systems.fourdfy_system",
+    "mask-nerf-volume-renderer": "renderers.mask_nerf_volume_renderer",
     "multiview-diffusion-guidance": "guidance.multiview_diffusion_guidance",
     "random-multiview-camera-datamodule": "data.random_multiview_camera_datamodule",
     "single-multiview-combined-camera-datamodule": (
         "data.single_multiview_combined_camera_datamodule"
     ),
     "single-view-camera-datamodule": "data.single_view_camera_datamodule",
+    "stable-nerf-volume-renderer": "renderers.stable_nerf_volume_renderer",
 }
 
 for _name, _module in REGISTRY.items():
