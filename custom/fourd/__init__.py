@@ -21,6 +21,7 @@ if Version(threestudio.__version__) < Version("0.3.0"):
 # Registered name to the module that registers it, relative to this package.
 REGISTRY: dict[str, str] = {
     "fourdfy-system": "systems.fourdfy_system",
+    "joint-frames-guidance": "guidance.joint_frames_guidance",
     "mask-nerf-volume-renderer": "renderers.mask_nerf_volume_renderer",
     "multiview-diffusion-guidance": "guidance.multiview_diffusion_guidance",
     "random-multiview-camera-datamodule": "data.random_multiview_camera_datamodule",
@@ -29,6 +30,8 @@ REGISTRY: dict[str, str] = {
     ),
     "single-view-camera-datamodule": "data.single_view_camera_datamodule",
     "stable-nerf-volume-renderer": "renderers.stable_nerf_volume_renderer",
+    "zeroscope-guidance": "guidance.zeroscope_guidance",
+    "zeroscope-prompt-processor": "prompts.zeroscope_prompt_processor",
 }
 
 for _name, _module in REGISTRY.items():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from threestudio.models.guidance.base import DiffusionGuidance
-from threestudio.models.guidance.latent_images import encode_images, resize_images
+from threestudio.models.guidance.latent_images import encode_images, latent_size, resize_images
 from threestudio.models.guidance.noise_schedule import NoiseSchedule, noise_schedule
 from threestudio.models.guidance.score_distillation import (
     add_noise,
@@ -155,12 +155,17 @@ class VideoDiffusionGuidance(DiffusionGuidance):
             only), ``grad_norm`` (a tensor), ``min_step``, ``max_step``.
 
         Raises:
-            ValueError: if ``rgb`` holds no whole clips, or a value is neither per clip nor per
-                frame.
+            ValueError: if ``rgb`` holds no whole clips, a value is neither per clip nor per frame,
+                or the prompt asks for Perp-Neg.
 
         Random, each clip from its own streams of the step: its timestep ("video-timestep"), noise
         ("video-noise"), posterior ("video-posterior") and frames with a gradient ("vae-frames").
         """
+        if getattr(prompt_utils, "use_perp_neg", False):
+            raise ValueError(
+                "use_perp_neg is true; expected false, since video guidances have no negative "
+                "prompts of a view. Set use_perp_neg=false in the video prompt processor."
+            )
         length = rgb.shape[0] if num_frames is None else num_frames
         if length < 1 or rgb.shape[0] % length:
             raise ValueError(
@@ -245,8 +250,8 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         """
         images = rgb.permute(0, 3, 1, 2).float()
         if rgb_as_latents:
-            factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-            frames = resize_images(images, tuple(edge // factor for edge in self.frame_size))
+            height, width = (latent_size(self.vae, edge) for edge in self.frame_size)
+            frames = resize_images(images, (height, width))
         else:
             frames = self.encode_frames(resize_images(images, self.frame_size), num_frames)
         return frames.unflatten(0, (-1, num_frames)).transpose(1, 2)

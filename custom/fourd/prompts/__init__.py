@@ -1,0 +1,1 @@
+"""Prompt processors of the models that are not Stable Diffusion."""
