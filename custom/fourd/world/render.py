@@ -178,17 +178,15 @@ def project(
     height: int,
     width: int,
 ) -> tuple[Float[Tensor, "b h w 2"], Bool[Tensor, "b h w"]]:
-    """Pixel coordinates (x right, y down, the first pixel's centre at 0.5) and whether in front."""
-    local = torch.einsum(
-        "bji,bhwj->bhwi", c2w[:, :3, :3], points - c2w[:, None, None, :3, 3]
-    )
-    focal_px = (0.5 * height / torch.tan(0.5 * fovy)).view(-1, 1, 1)
-    depth = -local[..., 2]
-    in_front = depth > 1e-6
-    safe = torch.where(in_front, depth, 1.0)
-    x = local[..., 0] / safe * focal_px + 0.5 * width
-    y = -local[..., 1] / safe * focal_px + 0.5 * height
-    return torch.stack((x, y), dim=-1), in_front
+    """Pixel coordinates (x right, y down, the first pixel's centre at 0.5) and whether in front.
+
+    The coordinates of what is not in front are 0.
+    """
+    intrinsics = ops_camera.intrinsics_from_fovy(fovy, height, width)
+    pixels, z_depth = ops_camera.project_points(points.flatten(1, 2), c2w, intrinsics)
+    in_front = z_depth > 1e-6
+    pixels = torch.where(in_front.unsqueeze(-1), pixels, 0.0)
+    return pixels.view(*points.shape[:3], 2), in_front.view(points.shape[:3])
 
 
 @dataclass
