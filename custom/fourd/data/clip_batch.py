@@ -37,10 +37,10 @@ def clip_batch(batch: dict[str, Any], frame_times: Float[Tensor, "T"]) -> dict[s
                 f"{n_times} frame_times, one camera per frame."
             )
         repeats = 1
-    frames = {
-        key: value.repeat_interleave(repeats, dim=0) if _per_camera(key, value, n_cameras) else value
-        for key, value in batch.items()
-    }
+    frames = dict(batch)
+    for key, value in batch.items():
+        if _per_camera(key, value, n_cameras):
+            frames[key] = value.repeat_interleave(repeats, dim=0)
     n_clips = n_cameras * repeats // n_times
     frames["frame_times"] = frame_times.reshape(-1).repeat(n_clips)
     return frames | {"num_frames": n_times, "images_per_group": n_times}

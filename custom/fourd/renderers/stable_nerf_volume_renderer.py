@@ -10,7 +10,7 @@ from typing import Any
 import threestudio
 import torch
 from jaxtyping import Float, Int
-from threestudio.models.background.base import BaseBackground
+from threestudio.models.background.base import BaseBackground, background_of_batch
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.renderers.base import VolumeRenderer
@@ -124,7 +124,7 @@ class StableNerfVolumeRenderer(VolumeRenderer):
             return self.base_renderer(rays_o, rays_d, light_positions, bg_color, **kwargs)
         shape, device = rays_o.shape[:3], rays_o.device
         if bg_color is None:
-            bg_color = self.background(dirs=rays_d)
+            bg_color = background_of_batch(self.background, rays_d, kwargs)
         shared, jitter = self._shared_arguments(rays_o, kwargs)
         numbers = torch.arange(shape.numel(), device=device).view(shape)
         parts, pixels = [], []

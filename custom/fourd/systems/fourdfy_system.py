@@ -1,21 +1,30 @@
 """4D-fy (Bahmani et al. 2024): text to a scene by hybrid score distillation, `fourdfy-system`.
 
-Every training step draws one guidance. The data module says which: view groups go to the
-multi-view prior (`guidance_multi_view`), single images to `guidance`. The scene is rendered, the
-guidance turns renders into a loss, and opacity is regularised; one optimizer step follows.
+Every training step draws one guidance. The data module says which: view groups go to
+`guidance_multi_view`, clips to `guidance_video`, single images to `guidance_single_view`
+(configured by `guidance`). The scene is rendered, the guidance turns renders into a loss, and
+opacity is regularised; one optimizer step follows.
+
+A moving scene is the sum of a static and a moving part. The moving part trains on clips only:
+images refine the scene as seen through the motion of one moment, which they leave bit-identical.
 
 Evaluation is in `fourdfy_evaluation`; no diffusion model is loaded for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import threestudio
+import torch
+from threestudio.launcher.profiles import AS_WRITTEN
 from threestudio.systems.base import BaseLift3DSystem
+from threestudio.utils.rng import generator
 from torch import Tensor
 
+from custom.fourd.data.clip_batch import clip_batch, image_batch
+from custom.fourd.losses.deformation import deformation_loss
 from custom.fourd.losses.opacity import (
     opaque_loss,
     orientation_loss,
@@ -25,38 +34,29 @@ from custom.fourd.losses.opacity import (
 from custom.fourd.renderers.scene import Scene
 
 from .fourdfy_evaluation import EvaluationConfig, FourdfyEvaluation
+from .hybrid_guidance import (
+    HybridGuidance,
+    HybridGuidanceConfig,
+    guidance_kind,
+    guidance_shares,
+)
+from .moving_parts import MovingParts
 from .training_clock import TrainingClock
 from .world_evaluation import scene_of_prompt
 
 
 @threestudio.register("fourdfy-system")
-class FourdfySystem(FourdfyEvaluation, TrainingClock, BaseLift3DSystem):
+class FourdfySystem(FourdfyEvaluation, HybridGuidance, TrainingClock, BaseLift3DSystem):
     """One stage of 4D-fy; stages differ in their configuration only."""
 
-    strict_optimizer_groups = True
-
     @dataclass
-    class Config(EvaluationConfig, BaseLift3DSystem.Config):
+    class Config(EvaluationConfig, HybridGuidanceConfig, BaseLift3DSystem.Config):
         stage: str = "coarse"
         """Upstream's label of the stage; only `coarse` (a radiance field) exists."""
-        prob_multi_view: float | None = None
-        """Share of multi-view steps, the data module's key; null means none."""
-        prompt_processor_type_multi_view: str = ""
-        """Registered name of the prompt processor of the multi-view prior."""
-        prompt_processor_multi_view: dict = field(default_factory=dict)
-        """Its configuration; its prompt is replaced by `prompt_processor.prompt`."""
-        guidance_type_multi_view: str = ""
-        """Registered name of the multi-view guidance."""
-        guidance_multi_view: dict = field(default_factory=dict)
-        """Its configuration."""
-        prompt_processor_type_video: str = ""
-        """Registered name of the prompt processor of the video prior."""
-        prompt_processor_video: dict = field(default_factory=dict)
-        """Its configuration; its prompt is replaced by `prompt_processor.prompt`."""
-        guidance_type_video: str = ""
-        """Registered name of the video guidance."""
-        guidance_video: dict = field(default_factory=dict)
-        """Its configuration."""
+        freeze_static_modules: bool = False
+        """Train motion only, in all steps; the rest of the scene stays as it was loaded."""
+        image_frame_time: float | None = None
+        """Scene time of images and view groups of a moving scene; null draws one of the step's."""
 
     cfg: Config
 
@@ -71,7 +71,19 @@ class FourdfySystem(FourdfyEvaluation, TrainingClock, BaseLift3DSystem):
                 "system.prompt_processor.prompt is empty; expected the words to make a scene from, "
                 "such as system.prompt_processor.prompt='a red cube'."
             )
+        frame_time = self.cfg.image_frame_time
+        if frame_time is not None and not 0.0 <= frame_time <= 1.0:
+            raise ValueError(
+                f"system.image_frame_time is {frame_time}; expected a scene time in [0, 1], or "
+                "null to draw one of each step's."
+            )
+        self._moving = MovingParts(self.geometry)
         self._truth = scene_of_prompt(str(self.prompt))
+
+    @property
+    def strict_optimizer_groups(self) -> bool:
+        """A config that runs as written may be foreign; upstream's list frozen groups."""
+        return self.profile != AS_WRITTEN
 
     @property
     def prompt(self) -> str:
@@ -83,42 +95,29 @@ class FourdfySystem(FourdfyEvaluation, TrainingClock, BaseLift3DSystem):
         """The scene as it stands."""
         return Scene(self.geometry, self.material, self.background, self.renderer)
 
-    # Guidance
+    # Training
 
     def setup(self, stage: str | None = None) -> None:
-        """Build what training needs, before optimizers and before weights are restored."""
-        if stage == "fit" and not hasattr(self, "_guidance"):
-            self._build_guidance()
+        """Decide what trains, and build the priors; before optimizers are made."""
+        if stage == "fit":
+            if self.cfg.freeze_static_modules:
+                parts = (self.geometry, self.material, self.background, self.renderer)
+                self._moving.freeze_others(parts)
+            elif self._moving:
+                # Some encodings freeze their static part for good once the scene moves.
+                self._moving.train(moves=True, is_video=True)
+            self._check_clips()
+        super().setup(stage)
 
-    def _build_guidance(self) -> None:
-        """Only the priors that a step can draw; the others would hold memory for nothing."""
-        multi_view_share = self.cfg.prob_multi_view or 0.0
-        self._guidance: dict[str, Any] = {}
-        self._prompt_utils: dict[str, Any] = {}
-        if multi_view_share > 0:
-            self._add_guidance("multi_view", "_multi_view", multi_view_share)
-        if multi_view_share < 1:
-            self._add_guidance("single_view", "", 1 - multi_view_share)
-
-    def _add_guidance(self, kind: str, suffix: str, share: float) -> None:
-        names = (f"prompt_processor_type{suffix}", f"guidance_type{suffix}")
-        for name in names:
-            if not getattr(self.cfg, name):
-                raise ValueError(
-                    f"system.{name} is empty, but {share:.0%} of the steps draw this guidance; "
-                    "name one, or change data.prob_multi_view."
-                )
-        processor_cfg = {**getattr(self.cfg, f"prompt_processor{suffix}"), "prompt": self.prompt}
-        processor = threestudio.find(getattr(self.cfg, names[0]))(processor_cfg)
-        guidance = threestudio.find(getattr(self.cfg, names[1]))(
-            getattr(self.cfg, f"guidance{suffix}")
-        )
-        # Plain attributes, so that upstream's paths hold; frozen weights are in no checkpoint.
-        setattr(self, f"guidance_{kind}", guidance)
-        self._guidance[kind] = guidance
-        self._prompt_utils[kind] = processor()
-
-    # Training
+    def _check_clips(self) -> None:
+        dynamic = getattr(self.geometry, "is_dynamic", True)
+        share = guidance_shares(self.cfg).get("video", 0.0)
+        if share > 0 and not dynamic:
+            raise ValueError(
+                f"{share:.0%} of the steps show clips, but the geometry is static; expected "
+                "system.geometry.pos_encoding_config.static=false, or "
+                "data.single_view.prob_single_view_video=null."
+            )
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Render the batch's cameras."""
@@ -126,22 +125,48 @@ class FourdfySystem(FourdfyEvaluation, TrainingClock, BaseLift3DSystem):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """One distillation step; returns the weighted loss."""
-        kind = "single_view" if batch.get("single_view", False) else "multi_view"
+        kind = guidance_kind(batch)
+        guidance, prompt_utils = self.drawn_guidance(kind)
+        is_video = kind == "video"
+        self._moving.train(is_video or self.cfg.freeze_static_modules, is_video)
+        batch = self.batch_in_time(batch)
         out = self(batch)
-        guided = self._guidance[kind](
-            out["comp_rgb"], self._prompt_utils[kind], **batch, rgb_as_latents=False
-        )
+        guided = guidance(out["comp_rgb"], prompt_utils, **batch, rgb_as_latents=False)
         terms = {name: value for name, value in guided.items() if name.startswith("loss_")}
         for name, value in guided.items():
             if not name.startswith("loss_") and isinstance(value, (Tensor, int, float)):
                 self.log(f"train/{name}", value)
         terms.update(self._regularisers(out))
+        if is_video and self._weight("lambda_deformation") > 0:
+            terms["loss_deformation"] = self._deformation(out, batch["num_frames"])
         loss = 0.0
         for name, value in terms.items():
             self.log(f"train/{name}", value)
-            loss = loss + value * self.C(self.cfg.loss[name.replace("loss_", "lambda_")])
+            loss = loss + value * self._required_weight(name.replace("loss_", "lambda_"))
         self.log("train/loss", loss, prog_bar=True)
         return {"loss": loss}
+
+    def batch_in_time(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the batch with one scene time per image; a static scene's stays as it is.
+
+        A clip gets a frame for each of its times. Images and view groups all show one time:
+        `image_frame_time`, or by default one of the step's `frame_times`.
+
+        Random: that time, role "image-time" of the step, shared by all ranks.
+        """
+        frame_times = batch.get("frame_times")
+        if guidance_kind(batch) == "video":
+            return clip_batch(batch, frame_times)
+        if frame_times is None and not self._moving:
+            return batch
+        if self.cfg.image_frame_time is not None:
+            return image_batch(batch, self.cfg.image_frame_time)
+        if frame_times is None:
+            return image_batch(batch, 0.0)
+        frame_times = frame_times.reshape(-1)
+        stream = generator("image-time", self.true_global_step)
+        place = torch.randint(frame_times.numel(), (), generator=stream)
+        return image_batch(batch, frame_times[int(place)])
 
     def _regularisers(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
         """The terms whose weight is not zero at this step."""
@@ -164,3 +189,20 @@ class FourdfySystem(FourdfyEvaluation, TrainingClock, BaseLift3DSystem):
 
     def _weight(self, name: str) -> float:
         return self.C(self.cfg.loss.get(name, 0.0))
+
+    def _required_weight(self, name: str) -> float:
+        if name not in self.cfg.loss:
+            raise ValueError(
+                f"system.loss has no {name}, the weight of a term that this step's guidance "
+                f"returns; write for example system.loss.{name}=1.0."
+            )
+        return self.C(self.cfg.loss[name])
+
+    def _deformation(self, out: dict[str, Tensor], num_frames: int) -> Tensor:
+        if "deformation" not in out:
+            raise ValueError(
+                "system.loss.lambda_deformation needs a geometry that displaces points; expected "
+                "system.geometry.pos_encoding_config.otype=HashGridSpatialTimeDeform. Choose it, "
+                "or set lambda_deformation to 0."
+            )
+        return deformation_loss(out["deformation"], num_frames)

@@ -114,9 +114,14 @@ def iterate_parts(cfg: DictConfig) -> Iterator[Part]:
 def required_models(cfg: DictConfig) -> list[str]:
     """List the pretrained models that training this experiment loads, each once."""
     names: list[str] = []
+    unused: set[str] = set()
     for part in iterate_parts(cfg):
+        # A system may know that no step uses some of the parts that its config describes.
+        idle = getattr(part.cls, "unused_parts", None)
+        if callable(idle):
+            unused |= {f"{part.key}.{name}" for name in idle(part.cfg)}
         lister = getattr(part.cls, "required_models", None)
-        if callable(lister):
+        if callable(lister) and part.key not in unused:
             names.extend(lister(part.cfg))
     return list(dict.fromkeys(names))
 
