@@ -15,7 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from threestudio.models.guidance.base import DiffusionGuidance
 from threestudio.models.guidance.latent_images import encode_images, latent_size, resize_images
-from threestudio.models.guidance.noise_schedule import NoiseSchedule, noise_schedule
+from threestudio.models.guidance.noise_schedule import (
+    FlowSchedule,
+    NoiseSchedule,
+    noise_schedule,
+)
 from threestudio.models.guidance.score_distillation import (
     add_noise,
     amplify_motion,
@@ -71,9 +75,9 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         """Highest noise after ``anneal_start_step``, as a fraction of the training steps."""
         anneal_start_step: int | None = None
         """Last step of ``max_step_percent``; None keeps it."""
-        low_ram_vae: int = -1
-        """So many random frames of a clip are encoded with a gradient, the others without one, a
-        few at a time; 0 or less: all frames at once, with a gradient."""
+        low_ram_vae: Any = -1
+        """So many random frames of a clip are encoded with a gradient, the others without one, as
+        many at a time; 0 or less: all frames at once, with a gradient. ``true`` is 1."""
         motion_amp_scale: float = 1.0
         """Factor of what changes between the frames of the gradient; see `amplify_motion`."""
         recon_loss: bool = False
@@ -201,11 +205,16 @@ class VideoDiffusionGuidance(DiffusionGuidance):
             "max_step": self.max_step,
         }
 
-    def setup_schedule(self, schedule: NoiseSchedule) -> None:
+    def setup_schedule(self, schedule: NoiseSchedule | FlowSchedule) -> None:
         """See `DiffusionGuidance.setup_schedule`; also refuses keys for what is not provided."""
         if self.cfg.token_merging:
             raise ValueError(
                 "token_merging is true; expected false, since token merging is not provided."
+            )
+        if not isinstance(self.cfg.low_ram_vae, int):
+            raise ValueError(
+                f"low_ram_vae is {self.cfg.low_ram_vae!r}; expected how many frames of a clip are "
+                "encoded with a gradient, such as 4, or -1 for all."
             )
         super().setup_schedule(schedule)
 
@@ -269,7 +278,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
 
             return encode_images(self.vae, images[rows], draw)
 
-        if not 0 < self.cfg.low_ram_vae < num_frames:
+        if not 0 < int(self.cfg.low_ram_vae) < num_frames:
             return encode(torch.arange(len(images), device=images.device))
         chosen = self.frames_with_gradient(clips, num_frames).flatten().to(images.device)
         tracked, others = chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
@@ -284,7 +293,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         for clip in range(clips):
             stream = rng.generator("vae-frames", self._step, get_rank() * clips + clip)
             order = torch.randperm(num_frames, generator=stream)
-            chosen[clip, order[: self.cfg.low_ram_vae]] = True
+            chosen[clip, order[: int(self.cfg.low_ram_vae)]] = True
         return chosen
 
     # Score distillation.
@@ -322,14 +331,29 @@ class VideoDiffusionGuidance(DiffusionGuidance):
                 denoised = rescale_denoised(denoised, denoised_cond, 1, rescale)
             residual = latents - denoised
         else:
-            strategy = "uniform" if self.cfg.use_sjc else self.cfg.weighting_strategy
-            keep = self.cfg.use_sjc and not self.cfg.var_red
-            reference = torch.zeros_like(noise) if keep else noise
-            weight = sds_weight(strategy, signal, noise_scale)
-            residual = weighted_residual(noise_pred, reference, weight)
+            residual = self.sds_residual(guided, noise_pred, latents, noise, signal, noise_scale)
         if self.cfg.motion_amp_scale == 1.0:
             return residual
         return amplify_motion(residual, self.cfg.motion_amp_scale)
+
+    def sds_residual(
+        self,
+        guided: Float[Tensor, "B c t h w"],
+        noise_pred: Float[Tensor, "B c t h w"],
+        latents: Float[Tensor, "B c t h w"],
+        noise: Float[Tensor, "B c t h w"],
+        signal_scale: Float[Tensor, "B"],
+        noise_scale: Float[Tensor, "B"],
+    ) -> Float[Tensor, "B c t h w"]:
+        """Return w (noise_pred - noise); a flow-matching model weights velocities instead.
+
+        ``guided`` is the model's own prediction after guidance, ``noise_pred`` the noise in it.
+        """
+        strategy = "uniform" if self.cfg.use_sjc else self.cfg.weighting_strategy
+        keep = self.cfg.use_sjc and not self.cfg.var_red
+        reference = torch.zeros_like(noise) if keep else noise
+        weight = sds_weight(strategy, signal_scale, noise_scale)
+        return weighted_residual(noise_pred, reference, weight)
 
     def guided_prediction(
         self,

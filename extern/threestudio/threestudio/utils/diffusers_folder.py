@@ -18,13 +18,21 @@ import torch
 _MODEL_CLASSES: dict[str, str] = {
     "UNet2DConditionModel": "diffusers:UNet2DConditionModel",
     "UNet3DConditionModel": "diffusers:UNet3DConditionModel",
+    "UNetMotionModel": "diffusers:UNetMotionModel",
+    "MotionAdapter": "diffusers:MotionAdapter",
+    "WanTransformer3DModel": "diffusers:WanTransformer3DModel",
     "AutoencoderKL": "diffusers:AutoencoderKL",
+    "AutoencoderKLWan": "diffusers:AutoencoderKLWan",
     "CLIPTextModel": "transformers:CLIPTextModel",
+    "UMT5EncoderModel": "transformers:UMT5EncoderModel",
 }
 _TOKENIZER_CLASSES: dict[str, str] = {
     "CLIPTokenizer": "transformers:CLIPTokenizer",
     "CLIPTokenizerFast": "transformers:CLIPTokenizer",
     "PreTrainedTokenizerFast": "transformers:PreTrainedTokenizerFast",
+    # T5's own class would build a pipeline of its own around the vocabulary in tokenizer.json.
+    "T5Tokenizer": "transformers:PreTrainedTokenizerFast",
+    "T5TokenizerFast": "transformers:PreTrainedTokenizerFast",
     "TokenizersBackend": "transformers:PreTrainedTokenizerFast",
 }
 # Beyond this size a file's fingerprint is taken from its two ends: the header of a safetensors file

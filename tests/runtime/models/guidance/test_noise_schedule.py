@@ -1,6 +1,6 @@
 import pytest
 import torch
-from threestudio.models.guidance.noise_schedule import noise_schedule
+from threestudio.models.guidance.noise_schedule import flow_schedule, noise_schedule
 
 STABLE_DIFFUSION = {
     "_class_name": "PNDMScheduler",
@@ -53,3 +53,41 @@ def test_a_scheduler_object_reads_like_its_config():
 def test_schedules_that_do_not_serve_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         noise_schedule(config)
+
+
+WAN = {
+    "_class_name": "UniPCMultistepScheduler",
+    "beta_schedule": "linear",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+    "num_train_timesteps": 1000,
+}
+
+
+def test_flow_schedules_of_both_kinds_of_sampler():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    schedule = flow_schedule(WAN)
+    assert (schedule.num_train_timesteps, schedule.shift) == (1000, 3.0)
+    assert schedule.prediction_type == "flow"
+    assert flow_schedule(FlowMatchEulerDiscreteScheduler(shift=5.0)).shift == 5.0
+    assert flow_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"}).shift == 1.0
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (STABLE_DIFFUSION, "'PNDMScheduler' has prediction_type None; expected a flow-matching"),
+        ({**WAN, "prediction_type": "epsilon"}, "prediction_type 'epsilon'; expected a flow"),
+        ({**WAN, "invert_sigmas": True}, "has invert_sigmas; expected noise level 1"),
+    ],
+)
+def test_schedules_that_are_no_flow_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        flow_schedule(config)
+
+
+def test_a_flow_schedule_is_no_diffusion_schedule():
+    with pytest.raises(ValueError, match="prediction_type is 'flow_prediction'; expected"):
+        noise_schedule(WAN)

@@ -105,16 +105,29 @@ def test_mvdream_gradient_without_rescale_is_sds_with_weight_sigma_over_alpha():
     torch.testing.assert_close(latents - denoised, expected)
 
 
-def test_flow_weights_relate_the_three_forms():
-    # x0 form = w(s) = s on velocities; noise form = w(s) = 1 - s.
-    clean, noise, velocity = draw(2, 4, 3, 3), draw(2, 4, 3, 3, seed=1), draw(2, 4, 3, 3, seed=2)
-    s = torch.tensor([0.2, 0.7], dtype=torch.float64)
-    noisy = sd.add_noise(clean, noise, 1 - s, s)
-    denoised, noise_pred = sd.split_prediction(velocity, noisy, 1 - s, s, "flow")
-    torch.testing.assert_close(clean - denoised, sd.weighted_residual(velocity, noise - clean, s))
-    torch.testing.assert_close(
-        noise_pred - noise, sd.weighted_residual(velocity, noise - clean, 1 - s)
-    )
+def test_named_flow_weights_give_the_noise_form_and_the_reconstruction_form():
+    clean, noise, velocity = draw(2, 4, 3, 5, 5), draw(2, 4, 3, 5, 5, seed=1), draw(2, 4, 3, 5, 5)
+    signal, level = sd.flow_scales(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    assert signal.tolist() == [0.75, 0.25] and level.tolist() == [0.25, 0.75]
+    noisy = sd.add_noise(clean, noise, signal, level)
+    denoised, noise_pred = sd.split_prediction(velocity, noisy, signal, level, "flow")
+
+    def gradient(strategy):
+        weight = sd.flow_weight(strategy, signal, level)
+        return sd.weighted_residual(velocity, noise - clean, weight)
+
+    torch.testing.assert_close(gradient("epsilon"), noise_pred - noise)
+    torch.testing.assert_close(gradient("reconstruction"), clean - denoised)
+    torch.testing.assert_close(gradient("uniform"), velocity - (noise - clean))
+
+
+def test_shifted_noise_levels_by_hand_and_by_their_laws():
+    # 3 * 0.5 / (1 + 2 * 0.5) = 0.75; the ends stay.
+    assert sd.shift_noise_levels(torch.tensor([0.0, 0.5, 1.0]), 3.0).tolist() == [0.0, 0.75, 1.0]
+    levels = torch.linspace(0, 1, 11, dtype=torch.float64)
+    torch.testing.assert_close(sd.shift_noise_levels(levels, 1.0), levels)
+    there_and_back = sd.shift_noise_levels(sd.shift_noise_levels(levels, 5.0), 0.2)
+    torch.testing.assert_close(there_and_back, levels)
 
 
 def test_rescale_against_a_loop_over_groups():
@@ -190,6 +203,10 @@ def test_bad_values_are_replaced_and_the_rest_clamped():
         (
             lambda x, one: sd.sds_weight("dreamfusion", one, one),
             "weighting_strategy is 'dreamfusion'; expected one of 'sds'",
+        ),
+        (
+            lambda x, one: sd.flow_weight("sds", one, one),
+            "weighting_strategy is 'sds'; expected one of 'uniform', 'epsilon', 'reconstruction'",
         ),
         (
             lambda x, one: sd.classifier_free_guidance(x, x, 1.0, "diffusers"),

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from threestudio.models.guidance.noise_schedule import NoiseSchedule
+from threestudio.models.guidance.noise_schedule import FlowSchedule, NoiseSchedule
 from threestudio.utils import rng
 from threestudio.utils.base import BaseObject
 from threestudio.utils.misc import C, get_rank
@@ -53,7 +53,7 @@ class DiffusionGuidance(BaseObject):
         """Look text embeddings up by the camera's direction."""
 
     cfg: Config
-    schedule: NoiseSchedule
+    schedule: NoiseSchedule | FlowSchedule
 
     @classmethod
     def required_models(cls, cfg: Mapping[str, Any]) -> list[str]:
@@ -61,7 +61,7 @@ class DiffusionGuidance(BaseObject):
         name = cfg.get("pretrained_model_name_or_path") or cls.Config.pretrained_model_name_or_path
         return [RequiredModel(name, PRIOR_COMPONENTS, cfg.get("revision"))]
 
-    def setup_schedule(self, schedule: NoiseSchedule) -> None:
+    def setup_schedule(self, schedule: NoiseSchedule | FlowSchedule) -> None:
         """Take over a prior's schedule and set everything that depends on the step to step 0."""
         if self.cfg.enable_sequential_cpu_offload:
             raise ValueError(
@@ -70,7 +70,8 @@ class DiffusionGuidance(BaseObject):
             )
         self.schedule = schedule
         self.num_train_timesteps = schedule.num_train_timesteps
-        self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
+        if isinstance(schedule, NoiseSchedule):
+            self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
         self.update_step(0, 0)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:

@@ -1,7 +1,8 @@
 """The noise schedule that a prior was trained with, read from its scheduler's configuration.
 
 Distillation and our samplers need three facts of a scheduler and none of its stepping code, so any
-diffusers scheduler with betas serves, whatever sampler its folder happens to name.
+diffusers scheduler with betas serves, whatever sampler its folder happens to name. Flow matching
+needs two, see `flow_schedule`.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,18 @@ class NoiseSchedule:
     def num_train_timesteps(self) -> int:
         """Number of training steps, the length of ``alphas_cumprod``."""
         return len(self.alphas_cumprod)
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """Facts of flow matching, noisy = (1 - s) clean + s noise; see `flow_schedule`."""
+
+    num_train_timesteps: int
+    """What the model is told at noise level s is this number times s."""
+    shift: float
+    """k of `shift_noise_levels` with which the folder's own sampler spaces its noise levels."""
+    prediction_type: str = "flow"
+    """The model predicts noise - clean."""
 
 
 def noise_schedule(scheduler: Any) -> NoiseSchedule:
@@ -56,6 +69,33 @@ def noise_schedule(scheduler: Any) -> NoiseSchedule:
     alphas_cumprod = _alphas_cumprod(config)
     check_schedule(alphas_cumprod, prediction_type)
     return NoiseSchedule(alphas_cumprod, prediction_type)
+
+
+def flow_schedule(scheduler: Any) -> FlowSchedule:
+    """Read the schedule of a flow-matching scheduler, or of its configuration file's mapping.
+
+    Understood are ``FlowMatchEulerDiscreteScheduler`` (``shift``) and every sampler with
+    ``prediction_type: flow_prediction`` (``flow_shift``), such as Wan's UniPC.
+
+    Raises:
+        ValueError: if it describes a diffusion by betas, or noise levels that run backwards.
+    """
+    config = dict(scheduler if isinstance(scheduler, Mapping) else scheduler.config)
+    name = config.get("_class_name", type(scheduler).__name__)
+    is_flow_match = str(name).startswith("FlowMatch")
+    if not is_flow_match and config.get("prediction_type") != "flow_prediction":
+        raise ValueError(
+            f"The scheduler {name!r} has prediction_type {config.get('prediction_type')!r}; "
+            "expected a flow-matching one: FlowMatchEulerDiscreteScheduler, or "
+            "prediction_type 'flow_prediction'. Choose the guidance of that model's family."
+        )
+    if config.get("invert_sigmas"):
+        raise ValueError(
+            f"The scheduler {name!r} has invert_sigmas; expected noise level 1 to be pure noise."
+        )
+    shift = config.get("shift" if is_flow_match else "flow_shift")
+    steps = config.get("num_train_timesteps") or 1000
+    return FlowSchedule(int(steps), 1.0 if shift is None else float(shift))
 
 
 def _alphas_cumprod(config: dict[str, Any]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "flow")
 WEIGHTING_STRATEGIES = ("sds", "uniform", "fantasia3d")
+FLOW_WEIGHTINGS = ("uniform", "epsilon", "reconstruction")
 GUIDANCE_CONVENTIONS = ("standard", "threestudio")
 
 
@@ -42,6 +43,29 @@ def diffusion_scales(
     """
     abar = alphas_cumprod[timesteps]
     return abar.sqrt(), (1.0 - abar).sqrt()
+
+
+def flow_scales(
+    noise_levels: Float[Tensor, "b"],
+) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+    """Return (signal_scale, noise_scale) = (1 - s, s) of each item of a flow-matching model.
+
+    Args:
+        noise_levels: s in [0, 1], one per item.
+    """
+    return 1.0 - noise_levels, noise_levels
+
+
+def shift_noise_levels(noise_levels: Float[Tensor, "b"], shift: float) -> Float[Tensor, "b"]:
+    """Return k s / (1 + (k - 1) s), which moves levels towards the noise for k > 1.
+
+    0 and 1 stay where they are and 1 / k inverts k (Esser et al. 2024, eq. 23).
+
+    Args:
+        noise_levels: s in [0, 1].
+        shift: k, positive; 1 changes nothing.
+    """
+    return shift * noise_levels / (1.0 + (shift - 1.0) * noise_levels)
 
 
 def add_noise(
@@ -180,6 +204,23 @@ def sds_weight(
         return torch.ones_like(noise_scale)
     weight = noise_scale**2
     return signal_scale * weight if strategy == "fantasia3d" else weight
+
+
+def flow_weight(
+    strategy: str, signal_scale: Float[Tensor, "b"], noise_scale: Float[Tensor, "b"]
+) -> Float[Tensor, "b"]:
+    """Return the weight w of the flow-matching gradient w * (velocity_pred - (noise - clean)).
+
+    With noise level s: "uniform" is 1; "epsilon" is 1 - s, which gives noise_pred - noise with
+    weight 1; "reconstruction" is s, which gives clean - denoised.
+
+    Raises:
+        ValueError: if ``strategy`` is unknown.
+    """
+    _one_of("weighting_strategy", strategy, FLOW_WEIGHTINGS)
+    if strategy == "uniform":
+        return torch.ones_like(noise_scale)
+    return signal_scale if strategy == "epsilon" else noise_scale
 
 
 def weighted_residual(
