@@ -280,6 +280,39 @@ def test_frozen_guidance_is_not_stored_and_not_missed():
     system.load_state_dict(checkpoint["state_dict"])
 
 
+class LateSystem(System):
+    late_modules = ("guidance_single_view",)
+
+    def build(self, width=1):
+        self.guidance_single_view = torch.nn.Linear(width, 1)
+        self.load_late_weights()
+
+
+def test_a_module_that_is_built_later_gets_its_weights_then(tmp_path, caplog):
+    source = LateSystem(config())
+    source.build()
+    path = stored(source, tmp_path / "a.ckpt")
+    with caplog.at_level("INFO", logger="pytorch_lightning"):
+        system = LateSystem(config(weights=path))
+        system.build()
+    assert torch.equal(system.guidance_single_view.weight, source.guidance_single_view.weight)
+    assert "is ignored" not in caplog.text and "starts fresh" not in caplog.text
+    with pytest.raises(ValueError, match=r"guidance_single_view\.weight: shape \(1, 1\) in the f"):
+        LateSystem(config(weights=path)).build(width=2)
+
+
+def test_a_late_module_may_be_new_or_left_out(tmp_path, caplog):
+    path = stored(System(config()), tmp_path / "a.ckpt")
+    with caplog.at_level("INFO", logger="pytorch_lightning"):
+        LateSystem(config(weights=path)).build()
+    assert f"guidance_single_view is not in {path} and starts fresh." in caplog.text
+    source = LateSystem(config())
+    source.build(width=2)
+    path = stored(source, tmp_path / "b.ckpt")
+    LateSystem(config(weights=path, weights_ignore_modules=["guidance_single_view"])).build()
+    LateSystem(config()).build()
+
+
 def test_geometry_conversion(tmp_path):
     run = tmp_path / "run"
     path = stored(System(config()), run / "ckpts" / "last.ckpt")

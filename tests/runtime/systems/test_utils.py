@@ -105,6 +105,48 @@ def test_strict_systems_train_everything_or_stop():
         parse_optimizer(config({**ALL, "note": {}}), Model(strict=True))
 
 
+class Prior:
+    """A guidance that is no module."""
+
+    def __init__(self, **trained):
+        self.trained = trained
+
+    def trainable_parameters(self):
+        return self.trained
+
+
+def test_a_strict_system_trains_what_its_guidances_state_under_their_own_name():
+    model = Model(strict=True)
+    model.guidance = model.guidance_multi_view = Prior()
+    model.guidance_single_view = nn.Linear(1, 1)
+    model.guidance_single_view.trainable_parameters = lambda: dict(
+        model.guidance_single_view.named_parameters()
+    )
+    # The trap: `guidance` is the multi-view prior wherever there is one.
+    with pytest.raises(ValueError, match=r"'guidance' is a Prior; the guidance that trains is "
+                                         r"'guidance_single_view'"):
+        parse_optimizer(config({**ALL, "guidance": {}}), model)
+    with pytest.raises(ValueError, match=r"guidance_single_view\.weight, guidance_single_view"):
+        parse_optimizer(config(ALL), model)
+    optimizer = parse_optimizer(config({**ALL, "guidance_single_view": {"lr": 1e-4}}), model)
+    assert optimizer.param_groups[3]["params"] == list(model.guidance_single_view.parameters())
+    del model.guidance_single_view
+    model.guidance_single_view = Prior()
+    with pytest.raises(ValueError, match=r"'guidance_single_view' is a Prior; no guidance trains"):
+        parse_optimizer(config({**ALL, "guidance_single_view": {}}), model)
+
+
+def test_parameters_hidden_in_a_plain_guidance_are_found_once(caplog):
+    model = Model(strict=True)
+    model.guidance_video = model.guidance = Prior(scale=nn.Parameter(torch.ones(1)))
+    with pytest.raises(ValueError, match=r"^guidance_video\.scale require a gradient but"):
+        parse_optimizer(config(ALL), model)
+    model.strict_optimizer_groups = False
+    with caplog.at_level("INFO", logger="pytorch_lightning"):
+        parse_optimizer(config(ALL), model)
+    assert "not trained: guidance_video.scale" in caplog.text
+
+
 def test_foreign_systems_get_a_line(caplog):
     model = Model()
     model.background.requires_grad_(False)

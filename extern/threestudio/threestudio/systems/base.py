@@ -6,6 +6,7 @@ backward and optimizer; `on_train_batch_end` runs the matching ``update_step_end
 test and prediction follow the same order.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf import OmegaConf
 
 import threestudio
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
-from threestudio.systems.weights import describe_problems, match_state
+from threestudio.systems.weights import StateMatch, describe_problems, match_state
 from threestudio.utils.base import Updateable, update_end_if_possible, update_if_possible
 from threestudio.utils.checkpoint import load_checkpoint
 from threestudio.utils.config import parse_structured
@@ -31,10 +32,13 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
     Attributes:
         strict_optimizer_groups: make an untrained trainable parameter, or an optimizer group
             without one, an error. Our own systems set it; foreign ones get a line in the log.
+        late_modules: names of modules that are built after `load_weights`, such as a guidance
+            that only training needs; `load_late_weights` takes theirs.
         profile: name of the profile that the run took, for the record; the launcher sets it.
     """
 
     strict_optimizer_groups = False
+    late_modules: tuple[str, ...] = ()
     profile: str = ""
 
     @dataclass
@@ -95,22 +99,10 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         """
         path = find_last_path(str(weights))
         checkpoint = load_checkpoint(path)
-        found = checkpoint.get("state_dict", {})
-        not_stored = self._frozen_guidance_keys()
-        prefixes = tuple(f"{name}." for name in ignore_modules or [])
-        own = self.state_dict()
-        for key in not_stored:
-            own.pop(key, None)
-        if prefixes:
-            found = {key: value for key, value in found.items() if not key.startswith(prefixes)}
-            own = {key: value for key, value in own.items() if not key.startswith(prefixes)}
-        match = match_state(own, found, {name for name, _ in self.named_parameters()})
-        if match.problems:
-            raise ValueError(
-                f"system.weights {path} does not fit this system: "
-                f"{describe_problems(match.problems)}. Use the config that the weights were "
-                "trained with, or list modules to leave out in system.weights_ignore_modules."
-            )
+        left_out = (*(ignore_modules or []), *self.late_modules)
+        found = _without(checkpoint.get("state_dict", {}), left_out)
+        own = _without(self._stored_state(), left_out)
+        match = self._match_weights(own, found, path)
         if not match.loadable:
             raise ValueError(
                 f"system.weights {path} has nothing in common with this system; expected a "
@@ -122,6 +114,47 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
                                 int(checkpoint.get("global_step", 0)))
         self.do_update_step(*self._weights_status, on_load_weights=True)
         self.on_weights_loaded(checkpoint)
+
+    def load_late_weights(self) -> None:
+        """Take the weights of ``late_modules`` from `system.weights`, once they are built.
+
+        Call it where such a module is made, after construction and before a run is restored.
+        Without `system.weights` nothing happens. The rules are those of `load_weights`; the state
+        of no step is set, since training sets it before its first step.
+
+        Raises:
+            ValueError: the file is unfit; every key that differs is listed.
+            FileNotFoundError: there is no such file.
+        """
+        ignored = self.cfg.weights_ignore_modules or []
+        own = _without(self._stored_state(), ignored)
+        own = {key: value for key, value in own.items() if _root(key) in self.late_modules}
+        if self.cfg.weights is None or not own:
+            return
+        path = find_last_path(str(self.cfg.weights))
+        stored = _without(load_checkpoint(path).get("state_dict", {}), ignored)
+        present = _roots(own)
+        found = {key: value for key, value in stored.items() if _root(key) in present}
+        match = self._match_weights(own, found, path)
+        _report_match(match.fresh, match.dropped, path)
+        super().load_state_dict(match.loadable, strict=False)
+
+    def _stored_state(self) -> dict[str, torch.Tensor]:
+        """The entries of the state dict that checkpoints hold."""
+        own = self.state_dict()
+        for key in self._frozen_guidance_keys():
+            own.pop(key, None)
+        return own
+
+    def _match_weights(self, own: dict, found: dict, path: str) -> StateMatch:
+        match = match_state(own, found, {name for name, _ in self.named_parameters()})
+        if match.problems:
+            raise ValueError(
+                f"system.weights {path} does not fit this system: "
+                f"{describe_problems(match.problems)}. Use the config that the weights were "
+                "trained with, or list modules to leave out in system.weights_ignore_modules."
+            )
+        return match
 
     def on_weights_loaded(self, checkpoint: dict) -> None:
         """Called with the file that `load_weights` has taken weights from."""
@@ -446,6 +479,11 @@ def _dataset(loader: Any) -> Any:
 def _resized(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     moved = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear")
     return moved.permute(0, 2, 3, 1)
+
+
+def _without(state: dict, modules: Iterable[str]) -> dict:
+    prefixes = tuple(f"{name}." for name in modules)
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
 
 def _root(key: str) -> str:

@@ -175,13 +175,12 @@ def _named_groups(entries: Mapping, model: nn.Module) -> list[dict]:
             if strict:
                 raise ValueError(
                     f"optimizer.params lists {name!r}, which has no parameter that requires a "
-                    "gradient. Remove the entry, or unfreeze the module."
+                    f"gradient. Remove the entry, or unfreeze the module.{_alias_hint(name, model)}"
                 )
             info("optimizer group %s has nothing to train and is dropped.", name)
             continue
         groups.append({"params": params, "name": name, **_group_options(options)})
-    unlisted = [name for name, param in model.named_parameters()
-                if param.requires_grad and id(param) not in owner]
+    unlisted = [name for name, param in _trainable(model).items() if id(param) not in owner]
     if unlisted and strict:
         raise ValueError(
             f"{_enumerate(unlisted)} require a gradient but are in no group of optimizer.params. "
@@ -190,6 +189,42 @@ def _named_groups(entries: Mapping, model: nn.Module) -> list[dict]:
     if unlisted:
         info("not in optimizer.params, hence not trained: %s.", _enumerate(unlisted))
     return groups
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require a gradient, each once: the model's and those of its guidances.
+
+    A guidance that is no submodule hides its parameters from torch, so it is asked for them.
+    """
+    found = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    known = {id(param) for param in found.values()}
+    for guidance, stated in _guidance_parameters(model).items():
+        for name, param in stated.items():
+            if param.requires_grad and id(param) not in known:
+                found[f"{guidance}.{name}"] = param
+                known.add(id(param))
+    return found
+
+
+def _guidance_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """What each attribute ``guidance*`` of the model says that its losses train."""
+    names = [name for name in (*vars(model), *model._modules) if name.startswith("guidance")]
+    stated = {}
+    for name in names:
+        ask = getattr(getattr(model, name), "trainable_parameters", None)
+        if callable(ask) and ask():
+            stated[name] = ask()
+    return stated
+
+
+def _alias_hint(name: str, model: nn.Module) -> str:
+    """Say which guidance trains where ``name`` reaches a frozen one."""
+    if not name.startswith("guidance"):
+        return ""
+    kind = type(getattr_recursive(model, name)).__name__
+    trained = list(_guidance_parameters(model))
+    other = f"the guidance that trains is {trained[0]!r}" if trained else "no guidance trains here"
+    return f" {name!r} is a {kind}; {other}."
 
 
 def _group_options(options: Mapping | None) -> dict:

@@ -176,9 +176,9 @@ class StableDiffusionVSDGuidance(BaseModule, DiffusionGuidance):
             values = prior.unet.config[key], second.unet.config[key]
             if values[0] != values[1]:
                 raise ValueError(
-                    f"{names} have {key} {values[0]} and {values[1]}; expected equal numbers, since "
-                    "both score the same latent with the same text encoder. Choose models of one "
-                    "family, or the same model twice."
+                    f"{names} have {key} {values[0]} and {values[1]}; expected equal numbers, "
+                    "since both score the same latent with the same text encoder. Choose models "
+                    "of one family, or the same model twice."
                 )
         ours, theirs = schedule.alphas_cumprod, second_schedule.alphas_cumprod
         if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):

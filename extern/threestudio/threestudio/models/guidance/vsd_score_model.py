@@ -1,4 +1,4 @@
-"""The two scores of variational score distillation: a frozen U-Net, and one that learns the renders.
+"""The two scores of variational score distillation: a frozen U-Net, and one that learns renders.
 
 The tuned score is the frozen one with low-rank updates (LoRA) in its attention and an embedding of
 the camera added to its time embedding. Both are trees of modules over the same frozen tensors, so a
