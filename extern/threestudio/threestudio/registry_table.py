@@ -40,4 +40,5 @@ ALIASES: dict[str, str] = {
         "single-multiview-combined-camera-datamodule"
     ),
     "4dfy-zeroscope-guidance": "zeroscope-guidance",
+    "4dfy-zeroscope-prompt-processor": "zeroscope-prompt-processor",
 }
