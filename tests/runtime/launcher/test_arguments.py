@@ -71,6 +71,16 @@ def test_chosen_gpus_are_made_visible():
     assert environment == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "0,2"}
 
 
+def test_each_process_of_torchrun_has_its_gpu():
+    torchrun = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
+    environment = dict(torchrun)
+    assert select_gpus("0", environment) == 4
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    environment = dict(torchrun)
+    assert select_gpus("3,5", environment) == 4
+    assert environment["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
 def test_visible_devices_win_over_the_flag():
     environment = {"CUDA_VISIBLE_DEVICES": "5,6,7"}
     assert select_gpus("0", environment) == 3

@@ -5,7 +5,9 @@ import torch
 from threestudio.launcher.guards import NonFiniteGuard, SeedGlobalGenerators
 from threestudio.utils.checkpoint_schedule import NonFiniteError
 
-TRAINER = SimpleNamespace(global_step=7, precision_plugin=SimpleNamespace(scaler=None))
+TRAINER = SimpleNamespace(
+    global_step=7, world_size=1, precision_plugin=SimpleNamespace(scaler=None)
+)
 MODULE = SimpleNamespace(_last_logged={"train/loss_sds": torch.tensor(float("nan")),
                                        "train/loss_sparsity": 0.25})
 
@@ -43,8 +45,17 @@ def test_skipping_is_counted_and_limited():
         step(guard, grad=float("nan"))
 
 
+def test_a_fault_of_another_rank_is_ours():
+    strategy = SimpleNamespace(
+        root_device=torch.device("cpu"), reduce=lambda bad, reduce_op: bad + 1.0
+    )
+    trainer = SimpleNamespace(**{**vars(TRAINER), "world_size": 2, "strategy": strategy})
+    assert torch.equal(step(NonFiniteGuard("skip"), trainer=trainer), torch.ones(3))
+
+
 def test_a_gradient_scaler_looks_after_gradients_but_not_after_the_loss():
-    scaled = SimpleNamespace(global_step=7, precision_plugin=SimpleNamespace(scaler=object()))
+    scaler = SimpleNamespace(scaler=object())
+    scaled = SimpleNamespace(**{**vars(TRAINER), "precision_plugin": scaler})
     step(NonFiniteGuard(), grad=float("inf"), trainer=scaled)
     with pytest.raises(NonFiniteError):
         step(NonFiniteGuard(), loss=float("inf"), trainer=scaled)

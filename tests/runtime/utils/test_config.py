@@ -173,7 +173,7 @@ def test_a_trial_needs_a_name():
 def test_several_gpus_disable_the_timestamp_and_need_a_tag(caplog):
     assert ExperimentConfig(tag="a", n_gpus=2).trial_name == "a"
     assert "Timestamps are disabled" in caplog.text
-    with pytest.raises(ValueError, match="several GPUs need one"):
+    with pytest.raises(ValueError, match="several ranks need one"):
         ExperimentConfig(n_gpus=2)
 
 

@@ -125,6 +125,19 @@ def test_nothing_half_written_is_ever_visible(saver, tmp_path):
     assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_only_rank_0_writes(frames, monkeypatch):
+    before = sorted(Path(frames.get_save_dir()).rglob("*"))
+    monkeypatch.setenv("RANK", "1")
+    paths = [
+        frames.save_rgb_image("rank.png", torch.rand(4, 4, 3)),
+        frames.save_json("a/rank.json", {}),
+        frames.save_state_dict("rank.ckpt", {}),
+        frames.save_img_sequence("rank", "absent", r"(\d+)\.png"),
+    ]
+    assert [Path(path).name for path in paths] == ["rank.png", "rank.json", "rank.ckpt", "rank.mp4"]
+    assert sorted(Path(frames.get_save_dir()).rglob("*")) == before
+
+
 def test_faults_reach_the_hook(saver, tmp_path):
     (tmp_path / "save").write_text("a file where the folder should be")
     with pytest.raises(OSError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from threestudio.suggest import did_you_mean
 
 MODES = ("train", "validate", "test", "export")
+DEFAULT_GPU = "0"
 
 _DESCRIPTION = "Train, validate, test or export an experiment that a YAML file describes."
 _EPILOG = """\
@@ -34,7 +35,7 @@ class Arguments:
     configs: tuple[Path, ...]
     mode: str
     overrides: tuple[str, ...]
-    gpu: str = "0"
+    gpu: str = DEFAULT_GPU
     verbose: bool = False
     typecheck: bool = False
 
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--gpu",
-        default="0",
+        default=DEFAULT_GPU,
         metavar="IDS",
         help="GPU ids, such as 0 or 0,1; ignored if CUDA_VISIBLE_DEVICES is set (default: 0)",
     )
@@ -112,13 +113,18 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 def select_gpus(gpu: str, environment: MutableMapping[str, str]) -> int:
     """Make the chosen GPUs visible and return their number; call before CUDA is initialised.
 
-    A non-empty CUDA_VISIBLE_DEVICES wins over ``gpu``.
+    A non-empty CUDA_VISIBLE_DEVICES wins over ``gpu``. Where torchrun started several processes,
+    the default means one GPU for each, and the number is at least that of the processes.
     """
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    n_local = int(environment.get("LOCAL_WORLD_SIZE", 1))
+    if gpu == DEFAULT_GPU and n_local > 1:
+        gpu = ",".join(str(index) for index in range(n_local))
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     if not visible:
         visible = environment["CUDA_VISIBLE_DEVICES"] = gpu
-    return max(1, len([part for part in visible.split(",") if part.strip()]))
+    n_ranks = int(environment.get("WORLD_SIZE", 1))
+    return max(1, n_ranks, len([part for part in visible.split(",") if part.strip()]))
 
 
 def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:

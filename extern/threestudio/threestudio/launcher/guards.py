@@ -62,6 +62,10 @@ class NonFiniteGuard(pl.Callback):
         self._loss_ok = None
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             ok = ok & _grads_finite(optimizer, ok.device)
+        if trainer.world_size > 1:
+            # One rank that left the update out would part from the others for good.
+            bad = (~ok).float().to(trainer.strategy.root_device)
+            ok = trainer.strategy.reduce(bad, reduce_op="sum") == 0
         if ok.is_cuda and _skips_on_device(optimizer) and self.policy == "stop":
             bad = (~ok).float()
             optimizer.found_inf = bad

@@ -1,5 +1,6 @@
 """Runs one stage: builds data module and system, hands them to Lightning, keeps the run safe."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from threestudio.launcher.guards import (
 )
 from threestudio.launcher.progress import RunProgress
 from threestudio.launcher.quiet import silence_lightning
+from threestudio.launcher.ranks import share_among_ranks
 from threestudio.launcher.run_logs import make_loggers
 from threestudio.launcher.signals import INTERRUPTED, StopSignals, folder_lock
 from threestudio.systems.base import BaseLift3DSystem
@@ -155,7 +157,8 @@ class _Run:
         finally:
             self.signals.training = False
         if schedule is not None:
-            self.last_checkpoint = schedule.last_path or self.resume
+            # The next stage starts from it on every rank, in the folder that rank 0 wrote.
+            self.last_checkpoint = trainer.strategy.broadcast(schedule.last_path or self.resume)
         if self.signals.exit_code in (0, INTERRUPTED):
             self._final_test(trainer)
 
@@ -267,9 +270,11 @@ def _trainer_options(cfg: Any) -> dict[str, Any]:
     for key in ("logger", "callbacks"):
         if options.pop(key, None) is not None:
             threestudio.warn("trainer.%s has no effect; the launcher sets it.", key)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and options.get("accelerator", "gpu") == "gpu"
     options.setdefault("accelerator", "gpu" if on_gpu else "cpu")
-    options.setdefault("devices", -1 if on_gpu and options["accelerator"] == "gpu" else 1)
+    n_gpus = torch.cuda.device_count() if on_gpu else 1
+    options = share_among_ranks(options, os.environ, n_gpus)
+    options.setdefault("devices", -1 if on_gpu else 1)
     # Under no_grad rather than inference mode, so that analytic normals can ask for gradients.
     options.setdefault("inference_mode", False)
     options.setdefault("enable_model_summary", False)

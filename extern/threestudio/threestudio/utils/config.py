@@ -58,7 +58,7 @@ class ExperimentConfig:
     trial_dir: str = "outputs/default/exp"
     """Computed: ``exp_dir/trial_name``."""
     n_gpus: int = 1
-    """Number of GPUs, set from ``--gpu``."""
+    """Number of GPUs, set from ``--gpu``; with torchrun at least that of its processes."""
     resume: str | None = None
     """Checkpoint to continue from, or "auto" for the newest of this experiment and tag."""
     data_type: str = ""
@@ -87,10 +87,10 @@ class ExperimentConfig:
                 "folder has a name."
             )
         if self.n_gpus > 1 and self.use_timestamp and not self.timestamp:
-            warn("Timestamps are disabled on several GPUs, where each rank would take its own.")
+            warn("Timestamps are disabled with several ranks, where each would take its own.")
             self.use_timestamp = False
             if not self.tag:
-                raise MissingValueError("tag is empty; several GPUs need one, set tag=NAME.")
+                raise MissingValueError("tag is empty; several ranks need one, set tag=NAME.")
         if self.use_timestamp and not self.timestamp:
             self.timestamp = datetime.now().strftime("@%Y%m%d-%H%M%S")
         self.set_trial(self.timestamp)

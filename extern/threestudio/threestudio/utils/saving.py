@@ -20,6 +20,7 @@ import threestudio
 from threestudio.utils import image_grid
 from threestudio.utils.checkpoint import save_checkpoint
 from threestudio.utils.mesh_files import write_obj
+from threestudio.utils.misc import get_rank
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -184,6 +185,8 @@ class SaverMixin:
             raise ValueError(f"save_format is {save_format!r}; expected 'mp4' or 'gif'.")
         if not filename.endswith(save_format):
             filename += f".{save_format}"
+        if get_rank() != 0:
+            return os.path.join(self.get_save_dir(), filename)
         folder = Path(self.get_save_dir()) / img_dir
         numbered = sorted(
             (int(found.group(1)), path) for path in (folder.iterdir() if folder.is_dir() else [])
@@ -211,6 +214,8 @@ class SaverMixin:
 
     def save_state_dict(self, filename: str, data: Any) -> str:
         """Save tensors in nested dicts, readable by `threestudio.utils.checkpoint`."""
+        if get_rank() != 0:
+            return os.path.join(self.get_save_dir(), filename)
         path = self.get_save_path(filename)
         save_checkpoint(path, data)
         return path
@@ -273,6 +278,8 @@ class SaverMixin:
               then: Callable[[str], None] | None = None) -> str:
         """Write through a temporary name, so that readers never see half a file."""
         path = os.path.join(self.get_save_dir(), filename)
+        if get_rank() != 0:
+            return path
         try:
             path = self.get_save_path(filename)
             with replacing(path) as temporary:
