@@ -87,6 +87,7 @@ def test_fovy_is_in_radians():
 def test_flags_and_times():
     batch = stream().collate({"step": 0})
     assert batch["single_view"] is False and batch["is_video"] is False
+    assert batch["images_per_group"] == 4
     assert "frame_times" not in batch
     # 4D-fy's third stage gives the view groups scene times by num_frames alone.
     dynamic = stream(num_frames=16, sample_rand_frames="t0").collate({"step": 0})

@@ -47,7 +47,8 @@ def test_a_static_scene_gets_the_cameras_of_the_contracts_module():
     values = {"height": 4, "width": 4, "batch_size": 3}
     plain = parse_structured(RandomCameraDataModuleConfig, OmegaConf.create(values))
     expected = RandomCameraIterableDataset(plain).collate({"step": 5})
-    extra = {"single_view": True, "is_video": False, "train_dynamic_camera": False}
+    flags = {"single_view": True, "is_video": False, "train_dynamic_camera": False}
+    extra = flags | {"images_per_group": 1}
     assert set(batch) == set(expected) | set(extra)
     assert {key: batch[key] for key in extra} == extra
     for key, value in expected.items():
@@ -224,3 +225,19 @@ def test_wrong_values_are_named_before_anything_is_built(values, sentence):
 def test_module_is_found_under_its_names():
     assert threestudio.find("single-view-camera-datamodule") is SingleViewCameraDataModule
     assert threestudio.find("4dfy-random-camera-datamodule") is SingleViewCameraDataModule
+
+
+def test_distances_relative_to_the_field_of_view():
+    """The distance is then the visible half height, for images and for clips that move."""
+    values = {"relative_radius": True, "fovy_range": [15, 60], "camera_distance_range": [0.8, 1.0]}
+    for extra in ({}, CLIPS, {**CLIPS, "train_dynamic_camera": True}):
+        relative = stream(**{**STEADY, **values, **extra}).collate({"step": 3})
+        half_height = relative["camera_distances"] * torch.tan(relative["fovy"] / 2)
+        absolute = stream(**{**STEADY, **values, "relative_radius": False, **extra})
+        expected = absolute.collate({"step": 3})
+        torch.testing.assert_close(half_height, expected["camera_distances"])
+        assert 0.8 <= half_height.min() and half_height.max() <= 1.0
+        for key in ("elevation", "azimuth", "fovy"):
+            assert torch.equal(relative[key], expected[key]), "no other draw may shift"
+        away = relative["camera_positions"].norm(dim=-1)
+        torch.testing.assert_close(away, relative["camera_distances"])

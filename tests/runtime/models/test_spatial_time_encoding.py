@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from threestudio.models.networks import get_encoding
+from threestudio.models.spatial_time_encoding import LOOP_OVERLAP
 
 GRID = {"n_levels": 4, "log2_hashmap_size": 8, "base_resolution": 4, "per_level_scale": 1.5}
 SUM = {"otype": "HashGridSpatialTime", **GRID}
@@ -167,3 +168,68 @@ def test_config_is_not_changed(config):
     before = copy.deepcopy(config)
     get_encoding(3, config)
     assert config == before
+
+
+class TestLoopingTime:
+    def at(self, encoding, x, time):
+        return encoding(x, frame_times=torch.full((len(x),), time))
+
+    def test_the_end_is_the_start_to_the_bit(self, config):
+        encoding, x = make(config, loop_time=True), uniform(30, 3)
+        assert torch.equal(self.at(encoding, x, 1.0), self.at(encoding, x, 0.0))
+        assert torch.equal(self.at(encoding, x, 1.25), self.at(encoding, x, 0.25))
+        still = make(config)
+        assert not torch.allclose(self.at(still, x, 1.0), self.at(still, x, 0.0), atol=0.1)
+
+    def test_nothing_jumps_at_the_seam_or_where_the_fade_ends(self, config):
+        """The grid is trilinear, so steps are bounded by its slope; a jump would be of order 1."""
+        encoding, x = make(config, loop_time=True), uniform(30, 3)
+        for time in (0.0, LOOP_OVERLAP, 1.0):
+            before, after = (self.at(encoding, x, (time + d) % 1.0) for d in (-1e-6, 1e-6))
+            assert (after - before).abs().max() < 0.02
+
+    def test_both_sides_of_the_seam_train_the_same_parameters(self):
+        encoding, x = make(SUM, loop_time=True), uniform(30, 3)
+        grads = []
+        for time in (1 - 1e-4, 1e-4):
+            grads.append(
+                torch.autograd.grad(
+                    self.at(encoding, x, time).sum(), encoding.encoding.encoding_time.params
+                )[0]
+            )
+        cosine = torch.nn.functional.cosine_similarity(*grads, dim=0)
+        assert cosine > 0.999, "away from the seam the two would read distant cells"
+        far = torch.autograd.grad(
+            self.at(encoding, x, 0.5).sum(), encoding.encoding.encoding_time.params
+        )[0]
+        assert torch.nn.functional.cosine_similarity(grads[0], far, dim=0) < 0.9
+
+    def test_the_fade_by_hand(self):
+        encoding, x = make(SUM, loop_time=True).encoding, uniform(5, 3)
+        stretch = 1 + LOOP_OVERLAP
+
+        def raw(time):
+            points = torch.cat((x, torch.full((5, 1), time / stretch)), dim=1)
+            return encoding.encoding(x) + encoding.encoding_time(points)
+
+        early = LOOP_OVERLAP / 4
+        torch.testing.assert_close(
+            self.at(encoding, x, early), 0.75 * raw(1 + early) + 0.25 * raw(early)
+        )
+        torch.testing.assert_close(self.at(encoding, x, 0.6), raw(0.6))
+
+    def test_mixed_times_are_those_of_each_point(self, config):
+        encoding, x = make(config, loop_time=True), uniform(12, 3)
+        times = torch.linspace(0, 1, 12)
+        together = encoding(x, frame_times=times)
+        alone = torch.cat([encoding(x[i : i + 1], frame_times=times[i]) for i in range(12)])
+        torch.testing.assert_close(together, alone)
+
+
+def test_a_displacement_follows_the_features_behind_the_scaled_input():
+    encoding = make(DEFORM, include_xyz=True)
+    x, times = uniform(6, 3), uniform(6, seed=1)
+    features, displacement = encoding(x, frame_times=times, out_all=True)
+    torch.testing.assert_close(features, encoding(x, frame_times=times))
+    torch.testing.assert_close(features[:, :3], 2 * x - 1)
+    torch.testing.assert_close(displacement, encoding.encoding(x, times, out_all=True)[1])

@@ -4,6 +4,7 @@ import pytest
 import threestudio
 import torch
 import torch.nn.functional as F
+from threestudio.models.background.base import BaseBackground, background_of_batch
 
 
 def directions(batch_size=6, size=2):
@@ -139,3 +140,53 @@ class TestEnvironmentMap:
 def test_the_alias_of_upstreams_extension():
     alias = threestudio.find("mvdream-neural-environment-map-background")
     assert alias is threestudio.find("neural-environment-map-background")
+
+
+class TestGroupsOfABatch:
+    """The batch says which images belong together; frames of a clip always share their colour."""
+
+    @pytest.fixture(params=["solid-color-background", "neural-environment-map-background"])
+    def name(self, request):
+        return request.param
+
+    def colors(self, name, step=2, batch_size=8, config=None, **batch):
+        background = build(name, random_aug=True, random_aug_prob=1.0, **(config or {}))
+        background.do_update_step(0, step)
+        return background_of_batch(background, directions(batch_size), batch)[:, 0, 0].detach()
+
+    def test_one_color_per_clip_whatever_the_config_says(self, name):
+        clips = self.colors(name, is_video=True, images_per_group=4)
+        assert torch.equal(clips, clips[[0, 0, 0, 0, 4, 4, 4, 4]])
+        assert not torch.equal(clips[0], clips[4])
+        images = self.colors(name, is_video=False, images_per_group=4)
+        assert images.unique(dim=0).shape[0] == 8
+
+    def test_the_coin_is_one_per_clip_too(self, name):
+        for step in range(12):
+            config = {"random_aug_prob": 0.5}
+            background = build(name, random_aug=True, **config)
+            background.do_update_step(0, step)
+            dirs = directions(1).expand(4, -1, -1, -1)
+            clip = background(dirs, images_per_group=4, is_video=True)
+            assert torch.equal(clip, clip[:1].expand_as(clip))
+
+    def test_view_groups_share_where_asked(self, name):
+        groups = self.colors(name, config={"share_aug_bg": True}, images_per_group=4)
+        assert torch.equal(groups, groups[[0, 0, 0, 0, 4, 4, 4, 4]])
+        assert not torch.equal(groups[0], groups[4])
+
+    def test_two_ranks_draw_the_groups_of_one(self, name, monkeypatch):
+        shared = {"config": {"share_aug_bg": True}, "images_per_group": 4}
+        whole = self.colors(name, **shared)
+        monkeypatch.setattr("threestudio.models.background.base.get_rank", lambda: 1)
+        second = self.colors(name, batch_size=4, **shared)
+        assert torch.equal(second, whole[4:])
+
+    def test_a_foreign_background_is_asked_for_directions_alone(self):
+        class Foreign(BaseBackground):
+            def forward(self, dirs):
+                return dirs
+
+        rays = directions()
+        found = background_of_batch(Foreign({}), rays, {"is_video": True, "images_per_group": 3})
+        assert torch.equal(found, rays)

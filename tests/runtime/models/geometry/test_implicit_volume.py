@@ -251,3 +251,29 @@ def test_gradients_reach_every_parameter():
     output = volume(some_points())
     (output["density"].sum() + output["features"].square().sum()).backward()
     assert all(parameter.grad.any() for parameter in volume.parameters())
+
+
+class TestDisplacement:
+    config = {
+        **GRID,
+        "otype": "HashGridSpatialTimeDeform",
+        "time_encoding_config": {**GRID, "otype": "HashGrid"},
+        "time_network_config": NETWORK,
+    }
+
+    def test_is_given_where_the_encoding_moves_points(self):
+        volume = build(pos_encoding_config=self.config)
+        with torch.no_grad():
+            for parameter in volume.encoding.parameters():
+                parameter.normal_(std=0.3)
+        points, times = some_points().view(4, 8, 3), torch.linspace(0, 1, 32).view(4, 8)
+        output = volume(points, frame_times=times)
+        unit = (points.view(-1, 3) + 1) / 2
+        moved = volume.encoding.encoding.warp(torch.cat((unit, times.view(-1, 1)), dim=1))
+        torch.testing.assert_close(output["displacement"], moved.view(4, 8, 3))
+        torch.testing.assert_close(output["density"], volume.forward_density(points, times))
+
+    def test_is_absent_elsewhere(self):
+        assert "displacement" not in build()(some_points())
+        static = build(pos_encoding_config={**self.config, "static": True})
+        assert "displacement" not in static(some_points())

@@ -454,3 +454,36 @@ class TestErrors:
             render(build(), frame_times=torch.zeros(3))
         with pytest.raises(ValueError, match=r"light_positions has shape \(1, 3\)"):
             build()(rays_o, rays_d, torch.zeros(1, 3))
+
+
+class Drift(Ball):
+    """The ball, with every point displaced by its own position and the time."""
+
+    def forward(self, points, output_normal=False, frame_times=None):
+        output = super().forward(points, output_normal, frame_times)
+        return output | {"displacement": points * frame_times[..., None]}
+
+
+def test_the_displacement_is_rendered_with_the_weights_of_the_image():
+    renderer = build(geometry=Drift({}))
+    output = render(renderer, frame_times=torch.tensor([0.5, 1.0]))
+    assert output["deformation"].shape == (2, 6, 6, 3)
+    rays_o, rays_d = orbit_rays()
+    summed = output["depth"] * rays_d + output["opacity"] * rays_o  # sum of w position
+    times = torch.tensor([0.5, 1.0])[:, None, None, None]
+    torch.testing.assert_close(output["deformation"], summed * times, atol=1e-4, rtol=1e-4)
+    assert output["deformation"].abs().max() > 0.05
+    output["deformation"].sum().backward()
+    assert renderer.geometry.scale.grad != 0
+    assert "deformation" not in render(renderer.eval(), frame_times=torch.tensor([0.5, 1.0]))
+    assert "deformation" not in render(build(geometry=Ball({})))
+
+
+def test_the_frames_of_a_clip_have_one_background():
+    renderer = build(background={"random_aug": True, "random_aug_prob": 1.0})
+    colors = [
+        render(renderer, is_video=clip, images_per_group=2)["comp_rgb_bg"][:, 0, 0]
+        for clip in (True, False)
+    ]
+    assert torch.equal(colors[0][0], colors[0][1])
+    assert not torch.equal(colors[1][0], colors[1][1])
