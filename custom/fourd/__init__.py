@@ -20,6 +20,7 @@ if Version(threestudio.__version__) < Version("0.3.0"):
 
 # Registered name to the module that registers it, relative to this package.
 REGISTRY: dict[str, str] = {
+    "animatediff-guidance": "guidance.animatediff_guidance",
     "fourdfy-system": "systems.fourdfy_system",
     "joint-frames-guidance": "guidance.joint_frames_guidance",
     "mask-nerf-volume-renderer": "renderers.mask_nerf_volume_renderer",
@@ -30,6 +31,10 @@ REGISTRY: dict[str, str] = {
     ),
     "single-view-camera-datamodule": "data.single_view_camera_datamodule",
     "stable-nerf-volume-renderer": "renderers.stable_nerf_volume_renderer",
+    "videocrafter-guidance": "guidance.videocrafter_guidance",
+    "videocrafter-prompt-processor": "prompts.videocrafter_prompt_processor",
+    "wan-guidance": "guidance.wan_guidance",
+    "wan-prompt-processor": "prompts.wan_prompt_processor",
     "zeroscope-guidance": "guidance.zeroscope_guidance",
     "zeroscope-prompt-processor": "prompts.zeroscope_prompt_processor",
 }
@@ -40,8 +45,9 @@ for _name, _module in REGISTRY.items():
 _package_folder = Path(__file__).parent
 register_embedded_root(_package_folder / "assets")
 register_model_table(_package_folder.parents[1] / "configs" / "models.yaml")
-register_model_class(
-    "PatchAutoencoder", f"{__name__}.diffusion.patch_autoencoder:PatchAutoencoder"
-)
+register_model_class("PatchAutoencoder", f"{__name__}.diffusion.patch_autoencoder:PatchAutoencoder")
+# The other two names are what public conversions of VideoCrafter2 call the same network.
+for _name in ("VideoCrafterUNet", "UNetVideoCrafter", "UNet3DVideoCrafterConditionModel"):
+    register_model_class(_name, f"{__name__}.diffusion.videocrafter_unet:VideoCrafterUNet")
 for _kind in ("mvdream", "embedded"):
     register_camera_vector(_kind, f"{__name__}.diffusion.camera_vector:camera_vector")

@@ -106,7 +106,8 @@ def resolve_pretrained(
         name_or_path: ``embedded://name``, a folder, or a hub id.
         revision: commit, branch or tag of a hub id; None is the default branch, unverified.
         subfolder: part of the folder to return.
-        components: parts that must be there ("unet", "vae", ...); only these are downloaded.
+        components: parts that must be there ("unet", "vae", ...); only these are downloaded. "."
+            is a model that lies at the root by itself.
         aliases: withdrawn id -> mirrors, best first; None takes the registered tables.
         allow_download: False looks on this disk only and opens no connection.
 
@@ -133,6 +134,13 @@ def resolve_pretrained(
             "'owner/name', or 'embedded://name'."
         )
     missing = missing_parts(root, components)
+    pickles = [p for c in components for p in sorted((root / c).glob("*.bin"))]
+    if missing and pickles:
+        raise ModelUnavailableError(
+            f"The model '{name}' in {root} lacks {', '.join(missing)} and holds the pickle "
+            f"{pickles[0].name}, which is never read; fetch the safetensors version, or convert it "
+            "once in an environment that you trust."
+        )
     if missing:
         raise ModelUnavailableError(
             f"The model '{name}' in {root} lacks {', '.join(missing)}; fetch it again, or give a "
@@ -291,7 +299,15 @@ def _download_patterns(components: Sequence[str]) -> list[list[str]]:
     half = ["*.fp16.safetensors", "*.fp16-*-of-*.safetensors"]
     folders = components or _STANDARD_COMPONENTS
     return [
-        [*_FACTS, *(f"{folder}/{name}" for folder in folders for name in [*_SMALL, *weights])]
+        [
+            *_FACTS,
+            *(
+                # A repository may be a single component, at its root.
+                name if folder == "." else f"{folder}/{name}"
+                for folder in folders
+                for name in [*_SMALL, *weights]
+            ),
+        ]
         for weights in (plain, half)
     ]
 

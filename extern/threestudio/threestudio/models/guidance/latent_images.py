@@ -24,14 +24,14 @@ def resize_images(
 
 def encode_images(
     autoencoder,
-    images: Float[Tensor, "b 3 h w"],
+    images: Float[Tensor, "b 3 *f h w"],
     draw_noise: Callable[[tuple[int, ...]], Tensor] | None = None,
-) -> Float[Tensor, "b c h2 w2"]:
-    """Encode images in [0, 1] to scaled latents, in fp32; differentiable in the images.
+) -> Float[Tensor, "b c *f2 h2 w2"]:
+    """Encode images (or clips) in [0, 1] to scaled latents, in fp32; differentiable in the images.
 
     Args:
         autoencoder: `AutoencoderKL` or a model with its interface; its dtype is used inside.
-        images: RGB in [0, 1].
+        images: RGB in [0, 1], of clips for an autoencoder of clips.
         draw_noise: returns N(0, 1) values of a shape, with which the posterior is sampled; not
             called for a posterior without variance. None gives the mean.
     """
@@ -40,23 +40,35 @@ def encode_images(
     latents = posterior.mean.float()
     if draw_noise is not None and not posterior.deterministic:
         latents = latents + posterior.std.float() * draw_noise(tuple(latents.shape))
-    shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
-    return (latents - shift) * autoencoder.config.scaling_factor
+    shift, scale = _normalisation(autoencoder, latents)
+    return (latents - shift) * scale
 
 
 @torch.no_grad()
 def decode_latents(autoencoder, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
     """Decode scaled latents to images in [0, 1], clamped, in fp32."""
     parameter = next(autoencoder.parameters())
-    shift = getattr(autoencoder.config, "shift_factor", None) or 0.0
-    unscaled = latents / autoencoder.config.scaling_factor + shift
+    shift, scale = _normalisation(autoencoder, latents)
+    unscaled = latents / scale + shift
     images = autoencoder.decode(unscaled.to(parameter.dtype)).sample.float()
     return (images * 0.5 + 0.5).clamp(0.0, 1.0)
 
 
+def _normalisation(autoencoder, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return (shift, scale): numbers, or one of each for every channel."""
+    config = autoencoder.config
+    scale = getattr(config, "scaling_factor", None) or 1.0
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return getattr(config, "shift_factor", None) or 0.0, scale
+    shape = (-1, *[1] * (latents.ndim - 2))
+    return latents.new_tensor(mean).view(shape), scale / latents.new_tensor(std).view(shape)
+
+
 def latent_size(autoencoder, image_size: int) -> int:
     """Return the edge of the latents of a square image, in latent pixels."""
-    patch = getattr(autoencoder.config, "patch_size", None)
+    config = autoencoder.config
+    patch = getattr(config, "scale_factor_spatial", None) or getattr(config, "patch_size", None)
     if patch is None:
         patch = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     return image_size // patch
