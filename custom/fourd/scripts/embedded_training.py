@@ -183,6 +183,14 @@ def rate_scale(step: int, steps: int, warmup: int, decay: int) -> float:
     return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / decay))
 
 
+def committed_autoencoder(assets: Path = ASSETS) -> PatchAutoencoder:
+    """The committed autoencoder, as if it had been made here: its config names no folder."""
+    stored = PatchAutoencoder.from_pretrained(assets / "multiview" / "vae")
+    vae = PatchAutoencoder(**{k: v for k, v in stored.config.items() if not k.startswith("_")})
+    vae.load_state_dict(stored.state_dict())
+    return vae
+
+
 def save_atomically(payload: dict, path: Path) -> None:
     part = path.with_suffix(".part")
     torch.save(payload, part)

@@ -30,6 +30,7 @@ from .embedded_training import (
     Batch,
     Trainer,
     argument_parser,
+    committed_autoencoder,
     export,
     join_processes,
     recipe_of,
@@ -121,7 +122,7 @@ def family_autoencoder(groups: list[ViewGroups], assets: Path = ASSETS) -> Patch
     """The committed autoencoder, which fixes what latents mean; fitted only where there is none."""
     folder = assets / "multiview" / "vae"
     if folder.is_dir():
-        return PatchAutoencoder.from_pretrained(folder)
+        return committed_autoencoder(assets)
     return fit_autoencoder(groups)
 
 

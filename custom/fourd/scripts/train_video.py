@@ -25,6 +25,7 @@ from .embedded_training import (
     Batch,
     Trainer,
     argument_parser,
+    committed_autoencoder,
     export,
     join_processes,
     recipe_of,
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     if not clips:
         print(f"no clips_*.pt in {args.work}; run custom.fourd.scripts.render_clips first.")
         return 1
-    vae = PatchAutoencoder.from_pretrained(ASSETS / "multiview" / "vae")
+    vae = committed_autoencoder()
     trainer = Trainer(build_video_unet(), args.rate, args.ema)
 
     def begin(fresh: Trainer) -> None:

@@ -11,6 +11,7 @@ from custom.fourd.scripts.embedded_models import build_multiview_unet, build_vid
 from custom.fourd.scripts.embedded_training import (
     Trainer,
     argument_parser,
+    committed_autoencoder,
     export,
     rate_scale,
     recipe_of,
@@ -140,6 +141,14 @@ def test_the_export_is_a_diffusers_folder_of_averaged_weights(vae, tmp_path):
     if (ASSETS / "multiview").is_dir():
         files = (path for path in (ASSETS / "multiview").rglob("*") if path.is_file())
         assert written == {path.relative_to(ASSETS / "multiview").as_posix() for path in files}
+
+
+def test_the_exported_autoencoder_names_no_folder(tmp_path):
+    """diffusers writes where a model was loaded from; that is nobody's business."""
+    vae = committed_autoencoder()
+    vae.save_pretrained(tmp_path)
+    assert "_name_or_path" not in json.loads((tmp_path / "config.json").read_text())
+    assert "_name_or_path" not in (ASSETS / "multiview" / "vae" / "config.json").read_text()
 
 
 def test_training_can_start_from_the_committed_weights():
