@@ -213,6 +213,10 @@ def test_a_repository_of_pickles_is_not_enough(sd_folder, tmp_path, monkeypatch)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         with pytest.raises(ModelUnavailableError, match="holds no complete safetensors model"):
             resolve_pretrained("owner/model", components=("unet",))
+    message = r"lacks unet/\*\.safetensors and holds the pickle diffusion_pytorch_model\.bin, which"
+    with pytest.raises(ModelUnavailableError, match=message):
+        resolve_pretrained(folder, components=("unet",))
+    weights.with_suffix(".bin").unlink()
     with pytest.raises(ModelUnavailableError, match=r"lacks unet/\*\.safetensors; fetch it again"):
         resolve_pretrained(folder, components=("unet",))
 
