@@ -199,7 +199,7 @@ class _Run:
             self.system.set_resume_status(*status)
 
     def _trainer(self, options: dict, callbacks: list, loggers: Any) -> pl.Trainer:
-        if options.pop("enable_progress_bar", True):
+        if options.pop("enable_progress_bar", True) and get_rank() == 0:
             callbacks = [RunProgress(), *callbacks]
         return pl.Trainer(
             callbacks=callbacks,
