@@ -47,6 +47,8 @@ def test_a_perfect_prediction_gives_back_what_was_mixed(kind, prediction):
     )
     torch.testing.assert_close(denoised, clean)
     torch.testing.assert_close(noise_pred, noise)
+    target = sd.prediction_target(clean, noise, scale, other, kind)
+    torch.testing.assert_close(target, prediction(clean, noise, a, s))
 
 
 def test_no_signal_left_is_fine_for_v_prediction():
@@ -198,6 +200,10 @@ def test_bad_values_are_replaced_and_the_rest_clamped():
     [
         (
             lambda x, one: sd.split_prediction(x, x, one, one, "eps"),
+            "prediction_type is 'eps'; expected one of 'epsilon', 'v_prediction', 'flow'",
+        ),
+        (
+            lambda x, one: sd.prediction_target(x, x, one, one, "eps"),
             "prediction_type is 'eps'; expected one of 'epsilon', 'v_prediction', 'flow'",
         ),
         (
