@@ -15,7 +15,7 @@ from tests.fixtures.launched import launch, need_embedded_model, trained
 
 KEYS = {"psnr", "ssim", "alpha_iou", "seconds", "peak_memory_gb", "steps", "profile", "prompt",
         "truth"}  # fmt: skip
-PROMPT = "a red cube next to a blue sphere"
+PROMPT = "a red cube next to a blue sphere bouncing"
 
 
 @pytest.fixture(scope="module")
@@ -174,23 +174,8 @@ def test_an_empty_prompt_is_refused(config):
 
 def test_a_guidance_that_steps_draw_must_be_named(config):
     system = threestudio.find("fourdfy-system")({**config, "prob_multi_view": 0.75})
-    system._add_guidance = lambda *_, real=system._add_guidance: (
-        None if _[0] == "multi_view" else real(*_)
-    )
     with pytest.raises(ValueError, match="system.guidance_type is empty, but 25% of the steps"):
-        system._build_guidance()
-
-
-@pytest.mark.parametrize(
-    ("share", "kinds"),
-    [(1.0, ["multi_view"]), (0.0, ["single_view"]), (None, ["single_view"]),
-     (0.5, ["multi_view", "single_view"])],
-)  # fmt: skip
-def test_only_priors_that_a_step_can_draw_are_built(config, share, kinds):
-    system, built = threestudio.find("fourdfy-system")({**config, "prob_multi_view": share}), []
-    system._add_guidance = lambda kind, suffix, part: built.append((kind, part))
-    system._build_guidance()
-    assert [kind for kind, _ in built] == kinds and sum(part for _, part in built) == 1
+        system._add_guidance("single_view", 0.25)
 
 
 def test_orientation_needs_normals(system):
@@ -225,7 +210,8 @@ def test_a_step_is_the_weighted_sum_of_its_terms(system, single, kind):
         seen.update(batch, prompt_utils=prompt_utils)
         return {"loss_sds": rgb.mean(), "grad_norm": torch.tensor(3.0), "note": "not logged"}
 
-    system._guidance, system._prompt_utils = {kind: guide}, {kind: "words"}
+    setattr(system, f"guidance_{kind}", guide)
+    setattr(system, f"prompt_utils_{kind}", "words")
     from custom.fourd.ops.camera import camera_from_orbit, camera_rays, intrinsics_from_fovy
 
     c2w = camera_from_orbit(torch.zeros(1), torch.zeros(1), 3.0)
