@@ -62,22 +62,44 @@ def _split_parameters(modules: torch.nn.Module) -> tuple[list[Tensor], list[Tens
 
 
 class Trainer:
-    """Text encoder, U-Net, their running averages, and their two optimizers."""
+    """Text encoder, U-Net, their running averages, and their two optimizers.
 
-    def __init__(self, unet: torch.nn.Module, rate: float, ema_decay: float) -> None:
+    Args:
+        unet: takes a class vector.
+        rate: learning rate.
+        ema_decay: of the running averages.
+        class_rate_factor: the class embedding learns so many times faster.
+        timestep_power: timesteps are 1000 u ** power, u in [0, 1); lower means more noise.
+    """
+
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        rate: float,
+        ema_decay: float,
+        class_rate_factor: float = 1.0,
+        timestep_power: float = TIMESTEP_POWER,
+    ) -> None:
         self.text_encoder, self.unet = build_text_encoder(), unet
         self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
         self.device = get_device()
         self.modules = torch.nn.ModuleDict({"text": self.text_encoder, "unet": self.unet})
         self.modules.to(self.device)
         matrices, others = _split_parameters(self.modules)
+        groups = [{"params": others}]
+        if class_rate_factor != 1.0:
+            of_class = set(unet.class_embedding.parameters())
+            groups = [
+                {"params": [p for p in others if p not in of_class]},
+                {"params": [p for p in others if p in of_class], "factor": class_rate_factor},
+            ]
         self.optimizers = (
             Muon(matrices, lr=rate, weight_decay=WEIGHT_DECAY),
             torch.optim.AdamW(
-                others, lr=rate, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
+                groups, lr=rate, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
             ),
         )
-        self.rate, self.ema_decay = rate, ema_decay
+        self.rate, self.ema_decay, self.timestep_power = rate, ema_decay, timestep_power
         self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
         self.step_count = 0
 
@@ -95,7 +117,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(seed)
         joined = batch.group_size
         count = len(batch.latents)
-        drawn = torch.rand((count // joined,), generator=generator) ** TIMESTEP_POWER
+        drawn = torch.rand((count // joined,), generator=generator) ** self.timestep_power
         timesteps = (drawn * 1000).long().clamp(0, 999).repeat_interleave(joined)
         noise = torch.randn(batch.latents.shape, generator=generator)
         timesteps, noise = timesteps.to(self.device), noise.to(self.device)
@@ -112,7 +134,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.rate * scale
+                group["lr"] = self.rate * scale * group.get("factor", 1.0)
             optimizer.step()
         self.step_count += 1
         self._average()

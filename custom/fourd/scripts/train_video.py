@@ -36,7 +36,12 @@ from .world_clips import NUM_FRAMES, WorldClips, load_clips, recolour_clip
 from .world_views import FOVY_RAD, chance, colour_views, draw_backgrounds, say
 
 TEXT_DROPOUT = 0.1
-CLIP_LENGTHS = ((1, 0.40), (4, 0.15), (8, 0.30), (16, 0.15))
+PAIR_SHARE = 0.25
+CLASS_RATE_FACTOR = 4.0
+"""The class embedding's learning rate: what a motion's word means depends on time alone."""
+TIMESTEP_POWER = 0.4
+"""Motion is decided where there is much noise."""
+CLIP_LENGTHS = ((1, 0.70), (4, 0.10), (8, 0.14), (16, 0.06))
 """Frames that are joined in a step, and the share of the steps. Lone frames of many different clips
 teach what a caption, a camera and a time look like; the others, that frames belong together."""
 
@@ -59,7 +64,7 @@ class ClipSource:
         backgrounds = draw_backgrounds(count, generator)
         images, captions, vectors = [], [], []
         for number in range(count):
-            parts = self.with_count[1 + number % 2]
+            parts = self.with_count[1 + chance(generator, PAIR_SHARE)]
             part = self.clips[parts[int(torch.randint(len(parts), (), generator=generator))]]
             index = int(torch.randint(len(part.scenes), (), generator=generator))
             stride = NUM_FRAMES // length
@@ -93,7 +98,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no clips_*.pt in {args.work}; run custom.fourd.scripts.render_clips first.")
         return 1
     vae = committed_autoencoder()
-    trainer = Trainer(build_video_unet(), args.rate, args.ema)
+    trainer = Trainer(
+        build_video_unet(), args.rate, args.ema, CLASS_RATE_FACTOR, TIMESTEP_POWER
+    )
 
     def begin(fresh: Trainer) -> None:
         fresh.load_asset(ASSETS / ("video" if args.from_asset else "multiview"))

@@ -219,3 +219,34 @@ def test_the_recipe_holds_what_remakes_the_asset(tmp_path):
     assert recipe["script"] == "custom.fourd.scripts.train_thing"
     assert (recipe["seed"], recipe["rate"], recipe["steps"]) == (3, 0.5, 100)
     assert recipe["loss"] == 0.1234
+
+
+def test_the_class_embedding_learns_faster_where_asked(source):
+    """The rate of every group by formula, and every parameter in exactly one of them."""
+    torch.manual_seed(0)
+    trainer = Trainer(build_multiview_unet(), 1e-3, 0.99, class_rate_factor=4.0)
+    trainer.train_step(batch_joining(source, 1), 0.5, 0)
+    rates = {}
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            rates.update({parameter: group["lr"] for parameter in group["params"]})
+    assert rates.keys() == set(trainer.modules.parameters())
+    of_class = set(trainer.unet.class_embedding.parameters())
+    for parameter, rate in rates.items():
+        assert rate == pytest.approx(2e-3 if parameter in of_class else 5e-4)
+
+
+def test_a_lower_power_means_more_noise(source, monkeypatch):
+    trainer = fresh()
+    seen = []
+    add_noise = trainer.scheduler.add_noise
+
+    def watch(latents, noise, timesteps):
+        seen.append(timesteps.float().mean())
+        return add_noise(latents, noise, timesteps)
+
+    monkeypatch.setattr(trainer.scheduler, "add_noise", watch)
+    for power in (1.0, 0.1):
+        trainer.timestep_power = power
+        trainer.train_step(batch_joining(source, 1), 0.0, 7)
+    assert seen[1] > seen[0] + 200
