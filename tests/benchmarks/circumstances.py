@@ -62,12 +62,16 @@ def commit() -> str:
     return revision + (" with changes" if _git("status", "--porcelain", "-uno") else "")
 
 
-def embedded_weights(manifest: Path = ASSET_MANIFEST) -> str | None:
-    """Return the start of the hash of the embedded multi-view U-Net; None where it is missing."""
-    if not manifest.is_file():
+def embedded_weights(manifest: Path = ASSET_MANIFEST, model: str = "multiview") -> str | None:
+    """Return the start of the hash of an embedded U-Net; None where it is missing.
+
+    Args:
+        model: "multiview" or "video".
+    """
+    models = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    if model not in models:
         return None
-    files = json.loads(manifest.read_text(encoding="utf-8"))["multiview"]["files"]
-    return files["unet/diffusion_pytorch_model.safetensors"]["sha256"][:12]
+    return models[model]["files"]["unet/diffusion_pytorch_model.safetensors"]["sha256"][:12]
 
 
 def command() -> str:

@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
+import text_to_4d_report  # noqa: E402
 from text_to_3d_report import group_table, threshold_table  # noqa: E402
 
 SAMPLING_BOUNDS_DB = {"1": 25, "2": 22}
@@ -72,6 +73,27 @@ def text_to_3d_lines(name: str, report: dict[str, Any], folder: Path) -> list[st
     return lines
 
 
+def text_to_4d_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
+    """Moving scenes from words against the truth."""
+    lines = [
+        "**Moving scenes from words, against the truth** (PSNR in dB over 8 cameras and 16 times; "
+        "best static: the best picture that does not move; stage 1: the scene before it moved).",
+        _source(name, report, folder),
+        "",
+        *text_to_4d_report.group_table(report),
+        "",
+        *threshold_table(report),
+        "",
+    ]
+    if (folder / f"{name}.png").is_file():
+        lines += [
+            "![Renders above the truth, time to the right, for every prompt]"
+            f"(tests/benchmarks/results/{name}.png)",
+            "",
+        ]
+    return lines
+
+
 def sample_multiview_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
     """The embedded multi-view prior, sampled and compared with the truth."""
     lines = [
@@ -111,6 +133,7 @@ def stage_1_step_lines(name: str, report: dict[str, Any], folder: Path) -> list[
 
 SECTIONS = {
     "text_to_3d": text_to_3d_lines,
+    "text_to_4d": text_to_4d_lines,
     "sample_multiview": sample_multiview_lines,
     "stage_1_step": stage_1_step_lines,
 }

@@ -156,19 +156,28 @@ def train(run: Run, folder: Path, threads: int, overrides: Sequence[str]) -> tup
     """
     trial = folder / "runs" / "text_to_3d" / run.tag
     shutil.rmtree(trial, ignore_errors=True)  # of a benchmark that was cut off
-    command = [
-        sys.executable, "launch.py", "--config", CONFIG, "--train", "profile=embedded",
+    arguments = [
+        "--config", CONFIG, "--train", "profile=embedded",
         f"system.prompt_processor.prompt={run.prompt}", f"seed={run.seed}",
         f"exp_root_dir={folder / 'runs'}", "name=text_to_3d", f"tag={run.tag}",
         "use_timestamp=false", *overrides,
     ]  # fmt: skip
+    return trial, launch(arguments, folder / "logs" / f"{run.tag}.log", threads)
+
+
+def launch(arguments: Sequence[str], log: Path, threads: int) -> float:
+    """Run `launch.py` in a process of its own; return the wall seconds.
+
+    Raises:
+        RuntimeError: it failed; the end of its log is quoted.
+    """
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
     }
-    log = folder / "logs" / f"{run.tag}.log"
+    command = [sys.executable, "launch.py", *arguments]
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as out:
@@ -177,8 +186,8 @@ def train(run: Run, folder: Path, threads: int, overrides: Sequence[str]) -> tup
         ).returncode
     if status != 0:
         end = log.read_text(encoding="utf-8", errors="replace")[-800:]
-        raise RuntimeError(f"{run.tag} exited with {status}:\n{end}")
-    return trial, time.monotonic() - started
+        raise RuntimeError(f"{log.stem} exited with {status}:\n{end}")
+    return time.monotonic() - started
 
 
 def measure(run: Run, folder: Path, threads: int, overrides: Sequence[str]) -> dict[str, Any]:
@@ -210,8 +219,15 @@ def strip_path(folder: Path, run: Run) -> Path:
     return folder / "strips" / f"{run.tag}.png"
 
 
-def finished_rows(folder: Path, overrides: Sequence[str]) -> dict[Run, dict[str, Any]]:
-    """Return the finished runs that were made with these overrides and these embedded weights."""
+def finished_rows(
+    folder: Path, overrides: Sequence[str], weights: Any = None
+) -> dict[Run, dict[str, Any]]:
+    """Return the finished runs that were made with these overrides and these embedded weights.
+
+    Args:
+        weights: what a row's `embedded_weights` must be; None takes those of the multi-view prior.
+    """
+    weights = embedded_weights() if weights is None else weights
     path = folder / "runs.jsonl"
     rows: dict[Run, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
@@ -219,8 +235,7 @@ def finished_rows(folder: Path, overrides: Sequence[str]) -> dict[Run, dict[str,
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # the last line of a run that was killed while writing it
-        same = (row["overrides"], row["embedded_weights"]) == (list(overrides), embedded_weights())
-        if same:
+        if (row["overrides"], row["embedded_weights"]) == (list(overrides), weights):
             rows[Run(row["prompt"], row["seed"])] = row
     return rows
 
@@ -266,14 +281,19 @@ def _write_strip(path: Path, renders: torch.Tensor, truths: torch.Tensor) -> Non
     cv2.imwrite(str(path), (rows.clamp(0, 1).flip(-1) * 255).round().byte().numpy())
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/text_to_3d"))
+def parse_arguments(
+    argv: Sequence[str] | None = None,
+    name: str = "text_to_3d",
+    n_prompts: int = len(PROMPTS),
+    description: str | None = None,
+) -> argparse.Namespace:
+    """Read the command line of a benchmark."""
+    parser = argparse.ArgumentParser(description=description or __doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks", name))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--threads", type=int, help="threads each; default: cores / jobs")
     parser.add_argument("--minutes", type=float, default=90, help="start no run after this")
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first N")
+    parser.add_argument("--prompts", type=int, default=n_prompts, help="only the first N")
     parser.add_argument("--steps", type=int, help="trainer.max_steps, for a trial of the script")
     parser.add_argument("--write", action="store_true", help="store the report under results/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -183,12 +183,13 @@ def markdown(report: Mapping[str, Any], circumstances: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_contact_sheet(path: Path, strips: Mapping[str, Path]) -> None:
+def write_contact_sheet(path: Path, strips: Mapping[str, Path], strip_rows: int = 2) -> None:
     """Join the strips of all prompts in two columns, as large as the size limit allows.
 
     Args:
         path: PNG to write.
-        strips: prompt to its picture, a row of renders above a row of truth.
+        strips: prompt to its picture, rows of renders, each above a row of truth.
+        strip_rows: rows of a picture, those of the truth included.
     """
     import cv2
     import numpy as np
@@ -199,7 +200,7 @@ def write_contact_sheet(path: Path, strips: Mapping[str, Path]) -> None:
             image = cv2.imread(str(strip))
             if image is None:
                 raise ValueError(f"{strip} is no readable picture; delete its line and run again.")
-            size = (cell_px * VIEWS_PER_STRIP, cell_px * 2)
+            size = (cell_px * VIEWS_PER_STRIP, cell_px * strip_rows)
             image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
             label = np.full((18, image.shape[1], 3), 255, np.uint8)
             font = cv2.FONT_HERSHEY_SIMPLEX

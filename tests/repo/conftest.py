@@ -1,7 +1,9 @@
 """The project's own files, as the rules of its design see them."""
 
 import ast
+import importlib
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,3 +81,12 @@ def snippet():
         return PythonFile(Path(path), text, ast.parse(text))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Import a benchmark as `python tests/benchmarks/NAME.py` would."""
+    before = list(sys.path)
+    sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+    yield importlib.import_module
+    sys.path[:] = before

@@ -1,6 +1,5 @@
 """The benchmarks' own arithmetic: which prompts, which views, how values become a verdict."""
 
-import importlib
 import json
 import math
 import subprocess
@@ -14,15 +13,6 @@ from custom.fourd.world.grammar import parse_caption
 from custom.fourd.world.vocabulary import COLOURS, SHAPES, SIZES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def load():
-    """Import a benchmark as `python tests/benchmarks/NAME.py` would."""
-    before = list(sys.path)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path[:] = before
 
 
 @pytest.fixture
@@ -227,7 +217,7 @@ def test_a_readme_without_marks_is_refused(report):
         report.with_figures("# Title", "figures")
 
 
-@pytest.mark.parametrize("name", ["text_to_3d", "stage_1_step", "report"])
+@pytest.mark.parametrize("name", ["text_to_3d", "text_to_4d", "stage_1_step", "report"])
 def test_each_explains_itself_from_any_folder(name, tmp_path):
     result = subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"],

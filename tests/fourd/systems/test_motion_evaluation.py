@@ -34,7 +34,8 @@ def test_the_grid_is_views_by_times():
 
 
 @pytest.mark.parametrize(
-    ("counts", "named"), [((0, 2, 8), "0 azimuths"), ((1, 1, 8), "1 times"), ((1, 2, 0), "0 pixels")]
+    ("counts", "named"),
+    [((0, 2, 8), "0 azimuths"), ((1, 1, 8), "1 times"), ((1, 2, 0), "0 pixels")],
 )
 def test_impossible_grids_are_refused(counts, named):
     with pytest.raises(ValueError, match=f"the grid has {named}; expected at least"):
