@@ -96,11 +96,13 @@ def main() -> None:
         c2w = c2w.expand(NUM_FRAMES, 4, 4)
         fovy = torch.full((NUM_FRAMES,), FOVY_RAD)
         times = torch.arange(NUM_FRAMES) / NUM_FRAMES
+        text = encode([caption, ""]).repeat_interleave(NUM_FRAMES, dim=0)
+        cameras = (c2w.repeat(2, 1, 1), fovy.repeat(2), times.repeat(2))
         latents = sample_ddim(
             prior.unet,
             prior.schedule,
-            encode([caption] + [""]).repeat_interleave(NUM_FRAMES, dim=0),
-            video_class_vector(c2w, fovy, times),
+            text,
+            video_class_vector(*cameras, text),
             (NUM_FRAMES, 16, 16, 16),
             steps=args.steps,
             guidance_scale=args.guidance_scale,

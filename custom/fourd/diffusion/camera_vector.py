@@ -3,7 +3,9 @@
 `mvdream` is the published vector: the 16 numbers of the camera-to-world matrix, its translation
 scaled to unit length. It leaves apparent size unknown and four-fold silhouettes hard to tell, so
 the embedded checkpoints add harmonics of azimuth and elevation and the size of the field of view.
-The embedded video prior is told the scene time of each frame as well.
+The embedded video prior is told the scene time of each frame as well, and the products of time and
+words: what a moment looks like depends on which motion the words name, and a sum of the two, all
+that a U-Net's embeddings would make of them, takes it thousands of steps to tell.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ AZIMUTH_HARMONICS = (1, 2, 3, 4, 6)
 ELEVATION_HARMONICS = (1, 4)
 TIME_HARMONICS = (1, 2, 3, 4)
 CAMERA_VECTOR_SIZE = {"mvdream": 16, "embedded": 32}
-FRAME_VECTOR_SIZE = 1 + 2 * len(TIME_HARMONICS) + 2 * len(AZIMUTH_HARMONICS)
+TIME_NUMBERS = 1 + 2 * len(TIME_HARMONICS) + 2 * len(AZIMUTH_HARMONICS)
+WORD_CHANNELS = 16
+"""Leading channels of a text's last token state, which has attended to the whole text."""
+VIDEO_VECTOR_SIZE = CAMERA_VECTOR_SIZE["embedded"] + TIME_NUMBERS * (1 + WORD_CHANNELS)
 
 
 def camera_vector(
@@ -63,19 +68,33 @@ def camera_vector(
 
 
 def video_class_vector(
-    c2w: Float[Tensor, "b 4 4"], fovy: Float[Tensor, "b"], frame_times: Float[Tensor, "b"]
+    c2w: Float[Tensor, "b 4 4"],
+    fovy: Float[Tensor, "b"],
+    frame_times: Float[Tensor, "b"],
+    text_states: Float[Tensor, "b l d"],
 ) -> Float[Tensor, "b n"]:
-    """The class vector of a clip's frames: the `embedded` camera vector, then the scene time.
+    """The class vector of a clip's frames: camera, scene time, and words times scene time.
 
     Args:
         c2w: camera-to-world matrix of each frame.
         fovy: vertical field of view of each frame in radians.
         frame_times: scene time of each frame in [0, 1].
+        text_states: token states of each frame's text, at least 16 wide.
+
+    Differentiable in all of them.
+    """
+    return with_words(camera_and_time(c2w, fovy, frame_times), text_states)
+
+
+def camera_and_time(
+    c2w: Float[Tensor, "b 4 4"], fovy: Float[Tensor, "b"], frame_times: Float[Tensor, "b"]
+) -> Float[Tensor, "b m"]:
+    """The part of `video_class_vector` that the words have no part in.
 
     Returns:
-        32 numbers of the camera; t; cosine and sine of k 2 pi t for k in `TIME_HARMONICS`; cosine
-        and sine of k (azimuth - 2 pi t) for k in `AZIMUTH_HARMONICS`, the azimuth as an object sees
-        it that turns once in the clip.
+        32 numbers of the camera (`embedded`); t; cosine and sine of k 2 pi t for k in
+        `TIME_HARMONICS`; cosine and sine of k (azimuth - 2 pi t) for k in `AZIMUTH_HARMONICS`, the
+        azimuth as an object sees it that turns once in the clip.
     """
     azimuth = torch.atan2(c2w[:, 1, 3], c2w[:, 0, 3])
     turn = 2 * math.pi * frame_times
@@ -86,3 +105,13 @@ def video_class_vector(
         numbers += [torch.cos(angle), torch.sin(angle)]
     camera = camera_vector(c2w, fovy, "embedded")
     return torch.cat((camera, torch.stack(numbers, dim=-1)), dim=-1)
+
+
+def with_words(
+    vectors: Float[Tensor, "b m"], text_states: Float[Tensor, "b l d"]
+) -> Float[Tensor, "b n"]:
+    """Append to `camera_and_time` each of its numbers of time times each word channel."""
+    time = vectors[:, CAMERA_VECTOR_SIZE["embedded"] :]
+    words = text_states[:, -1, :WORD_CHANNELS].to(vectors)
+    products = (words.unsqueeze(-1) * time.unsqueeze(-2)).flatten(1)
+    return torch.cat((vectors, products), dim=-1)

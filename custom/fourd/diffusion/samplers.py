@@ -38,7 +38,7 @@ def sample_ddim(
     unet,
     scheduler,
     text_embeddings: Float[Tensor, "2b l d"],
-    camera: Float[Tensor, "b k"] | None,
+    camera: Float[Tensor, "rows k"] | None,
     shape: tuple[int, ...],
     steps: int,
     guidance_scale: float,
@@ -52,7 +52,8 @@ def sample_ddim(
         unet: a `UNet2DConditionModel`; its dtype and device decide those of the sampling.
         scheduler: diffusers scheduler or its config: betas, prediction type, number of steps.
         text_embeddings: conditional half first, then the unconditional half.
-        camera: class vector of each view, the same in both halves; None for a model without one.
+        camera: class vector of each view, b rows that serve both halves or 2b rows, conditional
+            half first; None for a model without one.
         shape: shape of the latents, (b, c, h, w); view groups contiguous.
         steps: number of U-Net calls.
         guidance_scale: standard convention; 1 evaluates the conditional half alone.
@@ -73,14 +74,19 @@ def sample_ddim(
             f"text_embeddings holds {text_embeddings.shape[0]} rows; expected {2 * batch}, the "
             f"conditional rows and then the unconditional ones of {batch} latents."
         )
-    if camera is not None and camera.shape[0] != batch:
-        raise ValueError(f"camera holds {camera.shape[0]} rows; expected {batch}, one per latent.")
+    if camera is not None and camera.shape[0] not in (batch, 2 * batch):
+        raise ValueError(
+            f"camera holds {camera.shape[0]} rows; expected {batch}, one per latent, or "
+            f"{2 * batch}, one per row of text_embeddings."
+        )
     parameter = next(unet.parameters())
     abar = schedule.alphas_cumprod.to(parameter.device)
     text = text_embeddings.to(parameter)
     latents = _starting_noise(shape, generator).to(parameter.device)
     halves = 1 if guidance_scale == 1 else 2
-    labels = None if camera is None else camera.to(parameter).repeat(halves, 1)
+    labels = None
+    if camera is not None:
+        labels = camera.to(parameter).repeat(2 * batch // camera.shape[0], 1)[: halves * batch]
     timesteps = trailing_timesteps(len(abar), steps)
     for step, following in zip(timesteps, [*timesteps[1:], None]):
         now = torch.full((batch,), step, device=latents.device)

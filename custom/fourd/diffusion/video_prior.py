@@ -12,9 +12,7 @@ from threestudio.models.guidance.noise_schedule import NoiseSchedule, noise_sche
 from threestudio.utils.diffusers_folder import load_model, read_config
 from threestudio.utils.pretrained import resolve_pretrained
 
-from .camera_vector import CAMERA_VECTOR_SIZE, FRAME_VECTOR_SIZE
-
-VIDEO_VECTOR_SIZE = CAMERA_VECTOR_SIZE["embedded"] + FRAME_VECTOR_SIZE
+from .camera_vector import VIDEO_VECTOR_SIZE
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def load_video_prior(
     if size != VIDEO_VECTOR_SIZE:
         raise ValueError(
             f"The U-Net of '{name}' takes a class vector of {size} numbers; expected "
-            f"{VIDEO_VECTOR_SIZE} (camera and scene time). Remake it with "
+            f"{VIDEO_VECTOR_SIZE} (camera, scene time, words times time). Remake it with "
             "custom.fourd.scripts.train_video."
         )
     return VideoPrior(

@@ -81,13 +81,14 @@ class JointFramesGuidance(VideoDiffusionGuidance):
         self._check(cameras, length)
         if cross_view_attention_size(self.unet) != length:
             set_cross_view_attention(self.unet, length)
+        text = text.repeat_interleave(length, dim=0)
         vectors = video_class_vector(
-            cameras.c2w.flatten(0, 1), cameras.fovy.flatten(), cameras.frame_times.flatten()
+            cameras.c2w.flatten(0, 1), cameras.fovy.flatten(), cameras.frame_times.flatten(), text
         )
         output = self.unet(
             noisy.transpose(1, 2).flatten(0, 1),
             timesteps.repeat_interleave(length),
-            encoder_hidden_states=text.repeat_interleave(length, dim=0),
+            encoder_hidden_states=text,
             class_labels=vectors.to(self.weights_dtype),
         ).sample
         return output.unflatten(0, (clips, length)).transpose(1, 2)

@@ -8,7 +8,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from custom.fourd.diffusion.video_prior import VIDEO_VECTOR_SIZE
+from custom.fourd.diffusion.camera_vector import VIDEO_VECTOR_SIZE
 
 from .make_family import ASSETS, load_family
 

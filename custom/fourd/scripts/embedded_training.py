@@ -70,6 +70,7 @@ class Trainer:
         ema_decay: of the running averages.
         class_rate_factor: the class embedding learns so many times faster.
         timestep_power: timesteps are 1000 u ** power, u in [0, 1); lower means more noise.
+        complete: (a batch's class vectors, token states) -> the class vectors that the U-Net gets.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Trainer:
         ema_decay: float,
         class_rate_factor: float = 1.0,
         timestep_power: float = TIMESTEP_POWER,
+        complete: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.text_encoder, self.unet = build_text_encoder(), unet
         self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
@@ -100,6 +102,7 @@ class Trainer:
             ),
         )
         self.rate, self.ema_decay, self.timestep_power = rate, ema_decay, timestep_power
+        self.complete = complete
         self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
         self.step_count = 0
 
@@ -126,6 +129,8 @@ class Trainer:
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         set_cross_view_attention(self.unet, joined)
         states, vectors = self.encode(batch.captions), batch.class_vectors.to(self.device)
+        if self.complete:
+            vectors = self.complete(vectors, states)
         predicted = self.unet(noisy, timesteps, states, class_labels=vectors).sample
         loss = functional.mse_loss(predicted, target)
         self.modules.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ import sys
 
 import torch
 
-from custom.fourd.diffusion.camera_vector import video_class_vector
+from custom.fourd.diffusion.camera_vector import camera_and_time, with_words
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
 
 from .embedded_models import ASSETS, VIDEO_FACTS, build_video_unet
@@ -78,7 +78,7 @@ class ClipSource:
             captions += [caption] * length
             poses = part.pose(index).expand(length, 4, 4)
             fovy = torch.full((length,), FOVY_RAD)
-            vectors.append(video_class_vector(poses, fovy, part.frame_times(index)[frames]))
+            vectors.append(camera_and_time(poses, fovy, part.frame_times(index)[frames]))
         with torch.no_grad():
             latents = self.vae.encode(torch.cat(images)).latent_dist.mode()
         return Batch(latents, captions, torch.cat(vectors), length)
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     vae = committed_autoencoder()
     trainer = Trainer(
-        build_video_unet(), args.rate, args.ema, CLASS_RATE_FACTOR, TIMESTEP_POWER
+        build_video_unet(), args.rate, args.ema, CLASS_RATE_FACTOR, TIMESTEP_POWER, with_words
     )
 
     def begin(fresh: Trainer) -> None:

@@ -7,6 +7,8 @@ import torch
 
 from custom.fourd.diffusion.camera_vector import (
     CAMERA_VECTOR_SIZE,
+    VIDEO_VECTOR_SIZE,
+    camera_and_time,
     camera_vector,
     video_class_vector,
 )
@@ -90,7 +92,7 @@ def test_unknown_kinds_are_refused():
 
 def test_a_frame_is_told_camera_and_time_by_hand():
     fovy, pose = torch.tensor([0.7]).double(), orbit([10.0], [50.0], 3.0)
-    numbers = video_class_vector(pose, fovy, torch.tensor([0.3]).double())[0]
+    numbers = camera_and_time(pose, fovy, torch.tensor([0.3]).double())[0]
     assert torch.equal(numbers[:32], camera_vector(pose, fovy, "embedded")[0])
     turn, azimuth = 2 * math.pi * 0.3, math.radians(50)
     expected = [0.3]
@@ -101,9 +103,26 @@ def test_a_frame_is_told_camera_and_time_by_hand():
     assert numbers[32:].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_words_times_time_by_hand():
+    """Every number of time times every one of sixteen channels of the last token, by two loops."""
+    g = torch.Generator().manual_seed(0)
+    poses, fovy = orbit([10.0, 20.0], [50.0, 60.0]), torch.full((2,), 0.7).double()
+    times, states = torch.tensor([0.3, 0.9]).double(), torch.randn(2, 5, 24, generator=g).double()
+    numbers = video_class_vector(poses, fovy, times, states)
+    alone = camera_and_time(poses, fovy, times)
+    assert numbers.shape == (2, VIDEO_VECTOR_SIZE) == (2, 355)
+    assert torch.equal(numbers[:, :51], alone)
+    expected = [
+        [float(states[row, 4, channel] * alone[row, 32 + number])
+         for channel in range(16) for number in range(19)]
+        for row in range(2)
+    ]  # fmt: skip
+    torch.testing.assert_close(numbers[:, 51:], torch.tensor(expected).double())
+
+
 def test_turning_with_a_spinning_object_keeps_its_azimuth():
     fovy = torch.full((2,), 0.7).double()
     poses = orbit([10.0, 10.0], [50.0, 50.0 + 90.0])
-    numbers = video_class_vector(poses, fovy, torch.tensor([0.0, 0.25]).double())
+    numbers = camera_and_time(poses, fovy, torch.tensor([0.0, 0.25]).double())
     torch.testing.assert_close(numbers[0, -10:], numbers[1, -10:])
     assert (numbers[0, :41] - numbers[1, :41]).abs().max() > 0.1

@@ -130,3 +130,17 @@ def test_batches_that_do_not_fit_are_refused(tiny_unet, rows, cameras, message):
         sample_ddim(
             tiny_unet, ZERO_SNR, torch.zeros(rows, 7, 24), camera, (2, 4, 8, 8), 2, 3.0, None
         )
+
+
+def test_each_half_may_have_its_own_camera(tiny_unet):
+    g = torch.Generator().manual_seed(3)
+    text, camera = torch.randn(4, 7, 24, generator=g), torch.randn(2, 16, generator=g)
+
+    def sample(rows, scale=3.0):
+        return sample_ddim(tiny_unet, ZERO_SNR, text, rows, (2, 4, 8, 8), 2, scale, None)
+
+    torch.testing.assert_close(sample(torch.cat((camera, camera))), sample(camera))
+    other = sample(torch.cat((camera, -camera)))
+    assert not torch.allclose(other, sample(camera))
+    alone = sample(torch.cat((camera, -camera)), scale=1.0)
+    torch.testing.assert_close(alone, sample(camera, scale=1.0))

@@ -61,5 +61,5 @@ def test_wrong_facts_are_named(tmp_path, facts, message):
 
 def test_a_multiview_unet_is_refused(tmp_path):
     write_folder(tmp_path, build_multiview_unet(), VIDEO_FACTS)
-    with pytest.raises(ValueError, match=r"class vector of 32 numbers; expected 51 .*train_video"):
+    with pytest.raises(ValueError, match=r"class vector of 32 numbers; expected 355 .*train_video"):
         load_video_prior(str(tmp_path))

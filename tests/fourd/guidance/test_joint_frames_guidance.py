@@ -58,17 +58,15 @@ def by_hand(g, batch, scale):
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
         frames = latents[clip].transpose(0, 1)
         noisy = alpha * frames + sigma * noise[clip].transpose(0, 1)
-        labels = video_class_vector(
-            batch["c2w"][rows], batch["fovy"][rows], batch["frame_times"][rows]
-        )
+        cameras = (batch["c2w"][rows], batch["fovy"][rows], batch["frame_times"][rows])
         cond, uncond = (
             g.unet(
                 noisy,
                 timesteps[clip].expand(FRAMES),
-                encoder_hidden_states=TEXT[row].expand(FRAMES, -1, -1),
-                class_labels=labels,
+                encoder_hidden_states=text,
+                class_labels=video_class_vector(*cameras, text),
             ).sample
-            for row in (clip, 2 + clip)
+            for text in (TEXT[row].expand(FRAMES, -1, -1) for row in (clip, 2 + clip))
         )
         guided = uncond + scale * (cond - uncond)
         clean, clean_cond = (alpha * noisy - sigma * v for v in (guided, cond))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from custom.fourd.diffusion.camera_vector import video_class_vector
+from custom.fourd.diffusion.camera_vector import camera_and_time
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
 from custom.fourd.scripts.make_family import ASSETS
 from custom.fourd.scripts.train_video import CLIP_LENGTHS, ClipSource, main
@@ -51,7 +51,7 @@ def test_class_vectors_belong_to_the_clips(source, clips):
         for index in range(len(part.scenes)):
             fovy = torch.full((16,), FOVY_RAD)
             poses = part.pose(index).expand(16, 4, 4)
-            known.append(video_class_vector(poses, fovy, part.frame_times(index)))
+            known.append(camera_and_time(poses, fovy, part.frame_times(index)))
     known = torch.cat(known)
     for vector in batch_of(source, 1).class_vectors:
         assert (known - vector).abs().amax(1).min() < 1e-6
