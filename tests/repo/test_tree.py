@@ -15,6 +15,7 @@ TOPICS = {
     "runtime/models/renderers/test_scene_training.py",
     "runtime/test_import_weight.py",
     "fourd/guidance/test_full_layout.py",
+    "fourd/systems/test_fourdfy_training.py",
     "fourd/test_fourd.py",
 }
 LEAST_TEST_LINES_PER_SOURCE_LINE = 0.8
