@@ -207,3 +207,23 @@ def test_a_sheet_of_taller_strips(load, tmp_path):
     module.write_contact_sheet(tmp_path / "sheet.png", {"one": tmp_path / "strip.png"}, 4)
     cell = module.SHEET_CELLS_PX[0]
     assert cv2.imread(str(tmp_path / "sheet.png")).shape[0] == 4 * cell + 18
+
+
+# A real checkpoint
+
+
+def test_a_checkpoint_is_measured_and_pictured(benchmark, monkeypatch, tmp_path):
+    """A scene that two steps made moves nowhere: what stage 1 left is all there is."""
+    from tests.fixtures.launched import trained
+
+    run = trained()
+    monkeypatch.setattr(benchmark, "SIZE_PX", 12)
+    monkeypatch.setattr(benchmark, "N_AZIMUTHS", 3)
+    strip = tmp_path / "strips" / "one.png"
+    values = benchmark.evaluate(run.checkpoint, run.checkpoint, "a red cube sliding", strip)
+    assert strip.is_file()
+    assert values["psnr"] == pytest.approx(values["psnr_stage_1"], abs=1e-3)
+    assert values["psnr_min"] <= values["psnr"] < values["psnr_best_static"]
+    assert values["amplitude_ratio"] < 0.05 and values["motion"].keys() == {"sliding"}
+    assert {"alpha_iou", "ssim", "psnr_white", "psnr_first_frame", "correlation"} <= values.keys()
+    json.dumps(values, allow_nan=False)
