@@ -4,7 +4,8 @@ Frames have the latents of Stable Diffusion's autoencoder, one frame at a time; 
 the U-Net let the frames of a clip attend to each other.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,22 @@ def _joined(unet: torch.nn.Module, adapter: torch.nn.Module, name: str) -> torch
                 f"The motion adapter has {key} {other}; expected {own}, as the U-Net of '{name}'. "
                 "Choose an adapter of the same model family."
             )
-    joined = UNetMotionModel.from_unet2d(unet, adapter)
+    with _without_warnings():
+        joined = UNetMotionModel.from_unet2d(unet, adapter)
     return joined.eval().requires_grad_(False).to(device=unet.device)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep diffusers from warning that its own cast of a joined model spares no layer in fp32."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _as_list(value: int | list[int], unet: torch.nn.Module) -> list[int]:

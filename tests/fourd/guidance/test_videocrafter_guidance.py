@@ -67,7 +67,7 @@ def by_hand(g, clip, text, end=1.0):
     return (1 - abar) * (mean + g.cfg.motion_amp_scale * (score - mean))
 
 
-@pytest.mark.parametrize("end, step", [(1.0, 3), (0.7, 3), (0.7, 8)])
+@pytest.mark.parametrize("end, step", [(1.0, 3), (0.7, 3), (0.7, 0)])
 @torch.no_grad()
 def test_gradient_against_the_formulas(folder, clip, text, end, step):
     g = guidance(folder, **PUBLISHED, signal_scale_end=end)
@@ -84,7 +84,7 @@ def test_gradient_against_the_formulas(folder, clip, text, end, step):
 def test_timesteps_of_that_test_lie_on_both_sides_of_the_last_scaled_one(folder):
     g = guidance(folder, **PUBLISHED)
     drawn = []
-    for step in (3, 8):
+    for step in (3, 0):
         g.update_step(0, step)
         drawn.append(g.draw_timesteps("video-timestep", 1, shared=False).item())
     assert min(drawn) < 399 < max(drawn)
@@ -100,9 +100,10 @@ def test_the_frame_rate_matters_and_the_defaults_are_the_published_ones(folder, 
     assert (g.cfg.fps, g.cfg.motion_amp_scale, g.cfg.signal_scale_end) == (8, 30.0, 1.0)
     defaults = threestudio.find(CLASS).Config
     assert (defaults.width, defaults.height, defaults.guidance_scale) == (512, 320, 100.0)
-    usual = distil(g, clip, text)["loss_sds_video"]
+    usual = distil(g, clip, text)["loss_sds_video"].item()
     g.cfg.fps = 24
-    assert not torch.allclose(distil(g, clip, text)["loss_sds_video"], usual)
+    other = distil(g, clip, text)["loss_sds_video"].item()
+    assert abs(other - usual) > 1e-2 * usual
 
 
 def test_the_published_range_of_timesteps_falls_with_the_step_alone(folder):

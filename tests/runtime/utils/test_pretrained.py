@@ -154,6 +154,19 @@ def test_download_from_a_hub_takes_the_asked_parts_only(sd_folder, monkeypatch, 
     assert same == (sd_folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
 
 
+def test_a_repository_may_be_one_component_at_its_root(sd_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(sd_folder / "vae", tmp_path / "adapter")
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    with HubServer({"owner/adapter": folder}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        root = resolve_pretrained("owner/adapter", components=(".",))
+    names = sorted(path.name for path in root.iterdir())
+    assert names == ["config.json", "diffusion_pytorch_model.safetensors"]
+    (root / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelUnavailableError, match="lacks ./\\*.safetensors"):
+        resolve_pretrained(root, components=(".",))
+
+
 def test_a_pinned_revision_is_not_warned_about(sd_folder, monkeypatch, caplog):
     with HubServer({"owner/model": sd_folder}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)

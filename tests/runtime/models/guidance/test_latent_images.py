@@ -81,6 +81,26 @@ def test_a_deterministic_posterior_draws_nothing():
     assert encode_images(patches, images(), refuse).shape == (2, 6, 4, 4)
 
 
+def test_latents_of_clips_are_normalised_channel_by_channel_and_back():
+    from diffusers import AutoencoderKLWan
+
+    from tests.fixtures.video_models import TINY_WAN_VAE
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKLWan(**TINY_WAN_VAE).eval().requires_grad_(False)
+    clip = torch.rand(1, 3, 5, 16, 16)
+    latents = encode_images(autoencoder, clip)
+    assert latents.shape == (1, 4, 2, 2, 2)
+    z = autoencoder.encode(clip * 2 - 1).latent_dist.mean
+    for channel, (mean, std) in enumerate(
+        zip(TINY_WAN_VAE["latents_mean"], TINY_WAN_VAE["latents_std"])
+    ):
+        torch.testing.assert_close(latents[:, channel], (z[:, channel] - mean) / std)
+    expected = (autoencoder.decode(z).sample * 0.5 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(decode_latents(autoencoder, latents), expected, rtol=1e-4, atol=1e-4)
+    assert latent_size(autoencoder, 32) == 4
+
+
 def test_latent_size(autoencoder):
     from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
 
