@@ -3,9 +3,9 @@
 A subclass loads its model and makes the model call (`predict`); a model whose autoencoder joins
 frames also replaces `encode_clips`, one without a diffusion schedule `scales`.
 
-Dimensions: ``B`` clips of ``T`` frames, the frames of a clip next to each other in ``B*T``; ``n``
-rows of a model call, conditional clips before unconditional ones; latents of ``c`` channels, ``t``
-frames and ``h`` x ``w`` pixels; ``l`` and ``d`` tokens and width of a text.
+Dimensions: ``B`` clips of ``T`` frames, together ``N`` frames, those of a clip next to each other;
+``n`` rows of a model call, conditional clips before unconditional ones; latents of ``c`` channels,
+``t`` frames and ``h`` x ``w`` pixels; ``l`` and ``d`` tokens and width of a text.
 """
 
 from dataclasses import dataclass
@@ -124,7 +124,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
 
     def __call__(
         self,
-        rgb: Float[Tensor, "B*T H W C"],
+        rgb: Float[Tensor, "N H W C"],
         prompt_utils: PromptProcessorOutput | None,
         elevation: Float[Tensor, "..."],
         azimuth: Float[Tensor, "..."],
@@ -135,7 +135,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         rgb_as_latents: bool = False,
         num_frames: int | None = None,
         timestep: Int[Tensor, ""] | int | None = None,
-        text_embeddings: Float[Tensor, "2*B l d"] | None = None,
+        text_embeddings: Float[Tensor, "n l d"] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the distillation loss of rendered clips.
@@ -251,7 +251,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
     # Frames to latents.
 
     def encode_clips(
-        self, rgb: Float[Tensor, "B*T H W C"], num_frames: int, rgb_as_latents: bool = False
+        self, rgb: Float[Tensor, "N H W C"], num_frames: int, rgb_as_latents: bool = False
     ) -> Float[Tensor, "B c t h w"]:
         """Return scaled latents of clips in [0, 1], or latents resized; differentiable.
 
@@ -266,8 +266,8 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         return frames.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
     def encode_frames(
-        self, images: Float[Tensor, "B*T 3 H W"], num_frames: int
-    ) -> Float[Tensor, "B*T c h w"]:
+        self, images: Float[Tensor, "N 3 H W"], num_frames: int
+    ) -> Float[Tensor, "N c h w"]:
         """Return the scaled latents of frames, by an image autoencoder; see ``low_ram_vae``."""
         clips = images.shape[0] // num_frames
 

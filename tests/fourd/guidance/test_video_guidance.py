@@ -5,6 +5,8 @@ import threestudio
 import torch
 from threestudio.models.guidance import base as base_module
 from threestudio.models.guidance.noise_schedule import noise_schedule
+from threestudio.models.prompt_processors.base import PromptProcessorOutput
+from threestudio.models.prompt_processors.view_directions import view_directions
 
 import custom.fourd  # noqa: F401 - registers the names
 from custom.fourd.guidance import video_guidance
@@ -46,7 +48,7 @@ def clips():
     return torch.rand(6, 2, 2, 3, generator=torch.Generator().manual_seed(1))
 
 
-ANGLES = {"elevation": None, "azimuth": None, "camera_distances": None}
+ANGLES = {key: torch.zeros(6) for key in ("elevation", "azimuth", "camera_distances")}
 TEXT = torch.tensor([2.0, 3.0, 0.5, 0.25]).view(4, 1, 1)
 """What the model multiplies the noisy clips by: two with the prompt, two without it."""
 
@@ -256,23 +258,28 @@ def test_a_value_may_be_given_per_clip_or_per_frame(clips):
 
 
 def test_words_name_the_view_of_a_clips_first_frame(clips):
-    class Words:
-        use_perp_neg = False
-
-        def get_text_embeddings(self, elevation, azimuth, camera_distances, view_dependent):
-            self.asked = (elevation, azimuth, camera_distances, view_dependent)
-            return TEXT
-
-    words, g = Words(), LinearGuidance({"guidance_scale": 4.0})
+    directions = view_directions(45.0, 45.0, 60.0)
+    words = PromptProcessorOutput(
+        text_embeddings=torch.full((1, 1, 1), 9.0),
+        uncond_text_embeddings=torch.full((1, 1, 1), 9.0),
+        # Side, front, back, overhead; `TEXT` is front for the first clip and side for the second.
+        text_embeddings_vd=torch.tensor([3.0, 2.0, 9.0, 9.0]).view(4, 1, 1),
+        uncond_text_embeddings_vd=torch.tensor([0.25, 0.5, 9.0, 9.0]).view(4, 1, 1),
+        directions=directions,
+        direction2idx={d.name: i for i, d in enumerate(directions)},
+        use_perp_neg=False,
+    )
+    g = LinearGuidance({"guidance_scale": 4.0})
     angles = {
         "elevation": torch.tensor([10.0, 20.0]),
-        "azimuth": torch.tensor([0.0, 5.0, 10.0, 90.0, 95.0, 100.0]),
+        "azimuth": torch.tensor([0.0, 40.0, 80.0, 90.0, 120.0, 150.0]),
         "camera_distances": torch.full((6,), 2.5),
     }
     out = g(clips, words, **angles, num_frames=3, height=2, is_video=True)
-    assert words.asked[0].tolist() == [10.0, 20.0]
-    assert words.asked[1].tolist() == [0.0, 90.0] and words.asked[3] is True
     torch.testing.assert_close(out["loss_sds_video"], distil(g, clips)["loss_sds_video"])
+    g = LinearGuidance({"guidance_scale": 4.0, "view_dependent_prompting": False})
+    plain = g(clips, words, **angles, num_frames=3)["loss_sds_video"]
+    assert not torch.isclose(plain, out["loss_sds_video"])
     words.use_perp_neg = True
     with pytest.raises(ValueError, match="use_perp_neg is true; expected false, since video"):
         g(clips, words, **angles, num_frames=3)

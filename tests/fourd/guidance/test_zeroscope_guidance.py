@@ -49,7 +49,7 @@ def batch():
 def prompt():
     g = torch.Generator().manual_seed(9)
     text, uncond = torch.randn(2, 1, 7, 24, generator=g)
-    directions = view_directions(45, 45, 60)
+    directions = view_directions(45.0, 45.0, 60.0)
     return PromptProcessorOutput(
         text_embeddings=text,
         uncond_text_embeddings=uncond,
@@ -241,6 +241,6 @@ def test_the_full_architecture_on_random_weights(tmp_path):
     g = guidance(write_zeroscope_folder(tmp_path / "full", full=True), width=64, height=64)
     assert sum(p.numel() for p in g.unet.parameters()) == pytest.approx(1411e6, rel=1e-3)
     rgb = torch.rand(2, 8, 8, 3, requires_grad=True)
-    out = g(rgb, None, *[None] * 3, text_embeddings=torch.randn(2, 77, 1024))
+    out = g(rgb, None, *[torch.zeros(2)] * 3, text_embeddings=torch.randn(2, 77, 1024))
     out["loss_sds_video"].backward()
     assert torch.isfinite(out["loss_sds_video"]) and rgb.grad.any()
