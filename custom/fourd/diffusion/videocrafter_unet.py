@@ -12,6 +12,7 @@ and ``d`` tokens and width of a text.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,9 +55,9 @@ class VideoCrafterUNet(UNet3DConditionModel):
         sample_size: int | None = None,
         in_channels: int = 4,
         out_channels: int = 4,
-        down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock3D"] * 3, "DownBlock3D"),
-        up_block_types: tuple[str, ...] = ("UpBlock3D", *["CrossAttnUpBlock3D"] * 3),
-        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        down_block_types: Sequence[str] = (*["CrossAttnDownBlock3D"] * 3, "DownBlock3D"),
+        up_block_types: Sequence[str] = ("UpBlock3D", *["CrossAttnUpBlock3D"] * 3),
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         layers_per_block: int = 2,
         downsample_padding: int = 1,
         mid_block_scale_factor: float = 1.0,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from threestudio.models.guidance.base import DiffusionGuidance
 from threestudio.models.guidance.latent_images import encode_images, latent_size, resize_images
 from threestudio.models.guidance.noise_schedule import (
@@ -109,7 +109,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
     def predict(
         self,
         noisy: Float[Tensor, "n c t h w"],
-        timesteps: Int[Tensor, "n"],
+        timesteps: Real[Tensor, "n"],
         text: Float[Tensor, "n l d"],
         cameras: ClipCameras,
     ) -> Float[Tensor, "n c t h w"]:
@@ -134,7 +134,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         frame_times: Float[Tensor, "..."] | None = None,
         rgb_as_latents: bool = False,
         num_frames: int | None = None,
-        timestep: Int[Tensor, ""] | int | None = None,
+        timestep: Real[Tensor, ""] | float | int | None = None,
         text_embeddings: Float[Tensor, "n l d"] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -298,7 +298,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
 
     # Score distillation.
 
-    def scales(self, timesteps: Int[Tensor, "B"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+    def scales(self, timesteps: Real[Tensor, "B"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
         """Return (signal_scale, noise_scale) of the noisy latents of each clip."""
         return diffusion_scales(self.alphas_cumprod, timesteps)
 
@@ -307,7 +307,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         self,
         latents: Float[Tensor, "B c t h w"],
         noise: Float[Tensor, "B c t h w"],
-        timesteps: Int[Tensor, "B"],
+        timesteps: Real[Tensor, "B"],
         text_embeddings: Float[Tensor, "2*B l d"],
         cameras: ClipCameras,
     ) -> Float[Tensor, "B c t h w"]:
@@ -358,7 +358,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
     def guided_prediction(
         self,
         noisy: Float[Tensor, "B c t h w"],
-        timesteps: Int[Tensor, "B"],
+        timesteps: Real[Tensor, "B"],
         text_embeddings: Float[Tensor, "2*B l d"],
         cameras: ClipCameras,
         needs_cond: bool = False,

@@ -12,7 +12,7 @@ from typing import Any
 
 import threestudio
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from threestudio.models.guidance.latent_images import encode_images, resize_images
 from threestudio.models.guidance.noise_schedule import flow_schedule
 from threestudio.models.guidance.score_distillation import (
@@ -100,9 +100,7 @@ class WanGuidance(VideoDiffusionGuidance):
         levels = super().draw_timesteps(role, batch, shared) / steps
         return steps * shift_noise_levels(levels, self.shift)
 
-    def scales(
-        self, timesteps: Float[Tensor, "B"]
-    ) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+    def scales(self, timesteps: Real[Tensor, "B"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
         """Return (signal_scale, noise_scale) = (1 - s, s) of each clip."""
         return flow_scales(timesteps.float() / self.num_train_timesteps)
 
@@ -120,7 +118,7 @@ class WanGuidance(VideoDiffusionGuidance):
         return weighted_residual(guided, noise - latents, weight)
 
     def encode_clips(
-        self, rgb: Float[Tensor, "B*T H W C"], num_frames: int, rgb_as_latents: bool = False
+        self, rgb: Float[Tensor, "N H W C"], num_frames: int, rgb_as_latents: bool = False
     ) -> Float[Tensor, "B c t h w"]:
         """Return (z - mean) / std of clips in [0, 1], t = 1 + (T - 1) / 4; differentiable.
 
@@ -145,7 +143,7 @@ class WanGuidance(VideoDiffusionGuidance):
     def predict(
         self,
         noisy: Float[Tensor, "n c t h w"],
-        timesteps: Float[Tensor, "n"],
+        timesteps: Real[Tensor, "n"],
         text: Float[Tensor, "n l d"],
         cameras: ClipCameras,
     ) -> Float[Tensor, "n c t h w"]:

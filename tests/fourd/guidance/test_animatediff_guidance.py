@@ -6,6 +6,7 @@ from threestudio.utils.diffusers_folder import load_model
 from threestudio.utils.pretrained import ModelUnavailableError
 
 import custom.fourd  # noqa: F401 - registers the names
+from custom.fourd.guidance.video_guidance import ClipCameras
 from tests.fixtures.model_folders import write_stable_diffusion_folder
 from tests.fixtures.video_models import (
     MOTION_LENGTH,
@@ -16,7 +17,7 @@ from tests.fixtures.video_models import (
 
 CLASS = "animatediff-guidance"
 CLIPS, FRAMES, SCALE = 2, 3, 5.0
-NO_ANGLES = {"elevation": None, "azimuth": None, "camera_distances": None}
+ANGLES = {key: torch.zeros(1) for key in ("elevation", "azimuth", "camera_distances")}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def guidance(folder, adapter, **keys):
 
 
 def distil(g, clips, text, **keys):
-    keys = {"num_frames": FRAMES, "text_embeddings": text, **NO_ANGLES, **keys}
+    keys = {"num_frames": FRAMES, "text_embeddings": text, **ANGLES, **keys}
     return g(clips, None, **keys)
 
 
@@ -107,7 +108,7 @@ def test_an_adapter_that_adds_nothing_leaves_stable_diffusion_frame_by_frame(fol
 
     def predict(clip):
         with torch.no_grad():
-            return g.predict(clip, timesteps, text[:1], None)
+            return g.predict(clip, timesteps, text[:1], ClipCameras(None, None, None))
 
     other = noisy.clone()
     other[:, :, -1] += 1.0

@@ -8,7 +8,7 @@ from tests.fixtures.video_models import write_videocrafter_folder
 
 CLASS = "videocrafter-guidance"
 FRAMES, SCALE = 3, 5.0
-NO_ANGLES = {"elevation": None, "azimuth": None, "camera_distances": None}
+ANGLES = {key: torch.zeros(1) for key in ("elevation", "azimuth", "camera_distances")}
 # 4D-fy's stage 3 with VideoCrafter2.
 PUBLISHED = {
     "fps": 8,
@@ -48,7 +48,7 @@ def guidance(folder, **keys):
 
 
 def distil(g, clip, text):
-    return g(clip, None, num_frames=FRAMES, text_embeddings=text, **NO_ANGLES)
+    return g(clip, None, num_frames=FRAMES, text_embeddings=text, **ANGLES)
 
 
 def by_hand(g, clip, text, end=1.0):

@@ -9,7 +9,7 @@ from tests.fixtures.video_models import TINY_WAN_VAE, write_wan_folder
 
 CLASS = "wan-guidance"
 CLIPS, FRAMES, SCALE = 2, 5, 4.0
-NO_ANGLES = {"elevation": None, "azimuth": None, "camera_distances": None}
+ANGLES = {key: torch.zeros(1) for key in ("elevation", "azimuth", "camera_distances")}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def guidance(folder, **keys):
 
 
 def distil(g, clips, text, **keys):
-    keys = {"num_frames": FRAMES, "text_embeddings": text, **NO_ANGLES, **keys}
+    keys = {"num_frames": FRAMES, "text_embeddings": text, **ANGLES, **keys}
     return g(clips, None, **keys)
 
 

@@ -45,7 +45,9 @@ def encode_images(
 
 
 @torch.no_grad()
-def decode_latents(autoencoder, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+def decode_latents(
+    autoencoder, latents: Float[Tensor, "b c *f h w"]
+) -> Float[Tensor, "b 3 *f2 h2 w2"]:
     """Decode scaled latents to images in [0, 1], clamped, in fp32."""
     parameter = next(autoencoder.parameters())
     shift, scale = _normalisation(autoencoder, latents)

@@ -12,7 +12,7 @@ from threestudio.models.prompt_processors.view_directions import (
     shift_azimuth_deg,
 )
 
-PerpNegCoefficients = tuple[float, float, float]
+PerpNegCoefficients = tuple[float | int, float | int, float | int]
 
 
 @dataclass
