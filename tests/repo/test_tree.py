@@ -16,6 +16,7 @@ TOPICS = {
     "runtime/test_import_weight.py",
     "fourd/guidance/test_full_layout.py",
     "fourd/systems/test_fourdfy_training.py",
+    "fourd/systems/test_two_ranks.py",
     "fourd/test_fourd.py",
 }
 LEAST_TEST_LINES_PER_SOURCE_LINE = 0.8

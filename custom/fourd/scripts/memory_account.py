@@ -323,11 +323,13 @@ def format_account(phases: dict[str, list[Row]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Print the account of a config."""
+    from threestudio.kernels import hash_grid
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=STAGE_3)
     parser.add_argument("--profile", default="low_vram")
-    parser.add_argument("--grid", default="torch", choices=("torch", "cpu"),
-                        help="hash grid: PyTorch's twin, or a compiled kernel")  # fmt: skip
+    parser.add_argument("--grid", default="torch", choices=hash_grid.BACKENDS[1:3],
+                        help="hash grid: PyTorch's twin, or the compiled kernel")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args(argv)
     cfg = compose(arguments.config, arguments.profile, tuple(arguments.overrides))
