@@ -138,6 +138,19 @@ class HybridGuidance:
         setattr(self, f"prompt_processor_{kind}", processor)
         setattr(self, f"prompt_utils_{kind}", processor())
 
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build optimizer and scheduler; the group of a prior that no step draws is left out.
+
+        So one override, such as ``data.single_view.prob_single_view_video=1.0``, ends VSD.
+        """
+        groups = self.cfg.optimizer.get("params") or {}
+        for name in [name for name, group in groups.items() if group is not None]:
+            root = name.split(".")[0]
+            if root in self.late_modules and getattr(self, root, None) is None:
+                threestudio.info("No step draws %s; its optimizer group is left out.", root)
+                groups[name] = None
+        return super().configure_optimizers()
+
     def drawn_guidance(self, kind: str) -> tuple[Any, Any]:
         """Return the guidance of a kind and its prompts.
 

@@ -64,6 +64,28 @@ def test_only_drawable_priors_are_built_and_the_alias_is_upstreams():
     assert clips_only.guidance == "video"
 
 
+class Trainable:
+    """Stands where the system's base class does."""
+
+    def configure_optimizers(self):
+        return {name: group for name, group in self.cfg.optimizer.params.items() if group}
+
+
+class Trainer(Drawer, Trainable):
+    """The mixin over something that builds an optimizer."""
+
+
+def test_the_optimizer_group_of_an_undrawn_prior_is_left_out():
+    groups = {"geometry": {"lr": 0.1}, "guidance_single_view.lora_layers": {"lr": 0.2}}
+    optimizer = {"params": {**groups, "guidance_video": None}}
+    with_images = Trainer(prob_multi_view=0.5, optimizer=optimizer)
+    with_images._build_guidance()
+    assert with_images.configure_optimizers() == groups
+    without = Trainer(prob_multi_view=0.5, prob_single_view_video=1.0, optimizer=optimizer)
+    without._build_guidance()
+    assert list(without.configure_optimizers()) == ["geometry"]
+
+
 def test_a_draw_that_the_system_does_not_know_is_explained():
     drawer = Drawer(prob_multi_view=1.0)
     drawer._build_guidance()

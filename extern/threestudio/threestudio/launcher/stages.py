@@ -66,12 +66,14 @@ class Source:
     overrides: tuple[Override, ...] = ()
 
     def merged(self, delta: DictConfig | None = None, announce: bool = False) -> DictConfig:
-        """Return file, delta and overrides merged, nothing resolved.
+        """Return file, delta and overrides merged, nothing resolved, the file's profiles left out.
 
         Keys of a module that was replaced by another one are dropped; ``announce`` says so.
         """
         given = OmegaConf.create({}) if delta is None else delta
-        cfg = OmegaConf.merge(self.file_cfg, given)
+        # Profiles are most of a file, and every merge copies all that it is given.
+        keys = [key for key in self.file_cfg if key != "profiles"]
+        cfg = OmegaConf.merge(OmegaConf.masked_copy(self.file_cfg, keys), given)
         for override in self.overrides:
             given = OmegaConf.merge(given, override.as_config())
             cfg = apply_override(cfg, override)
