@@ -108,6 +108,19 @@ def test_a_given_background_is_taken(bg_color):
     assert torch.allclose(render(stable(shared), bg_color=color)["comp_rgb"], expected, atol=1e-6)
 
 
+def test_a_clip_has_one_background():
+    shared, clip = parts(), {"frame_times": TIMES, "is_video": True, "images_per_group": 3}
+    plain, blocks = build(PLAIN, shared), stable(shared)
+    seen = []
+    for step in range(4):
+        shared["background"].update_step(0, step)
+        expected = render(plain, **clip)["comp_rgb_bg"]
+        assert torch.equal(render(blocks, **clip)["comp_rgb_bg"], expected)
+        seen.append(expected[:, 0, 0])
+        assert torch.equal(seen[-1], seen[-1][:1].expand(3, -1))
+    assert any(not torch.equal(seen[0], other) for other in seen[1:])
+
+
 def test_evaluation_is_the_base_renderers():
     shared = parts()
     expected = render(build(PLAIN, shared).eval(), frame_times=TIMES)
