@@ -124,4 +124,4 @@ class VideoCrafterGuidance(VideoDiffusionGuidance):
 
 def _diffusers_name(name: str) -> str:
     """Return the diffusers folder of the original's id, any other name as it is."""
-    return model_table("model_names").get(name, name)
+    return model_table("diffusers_folders").get(name, name)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from custom.fourd.diffusion.camera_vector import VIDEO_VECTOR_SIZE
 from custom.fourd.diffusion.cross_view_attention import cross_view_attention_size
 from custom.fourd.scripts import embedded_models
 from custom.fourd.scripts.embedded_models import build_multiview_unet, build_video_unet
@@ -172,7 +173,8 @@ def test_a_wider_class_vector_begins_without_influence():
     narrow.load_asset(ASSETS / "multiview")
     g = torch.Generator().manual_seed(0)
     latents, text = torch.randn(2, 16, 4, 4, generator=g), torch.randn(2, 77, 128, generator=g)
-    camera, time = torch.randn(2, 32, generator=g), torch.randn(2, 19, generator=g)
+    camera = torch.randn(2, 32, generator=g)
+    time = torch.randn(2, VIDEO_VECTOR_SIZE - 32, generator=g)
     with torch.no_grad():
         expected = narrow.unet(latents, 500, text, class_labels=camera).sample
         wide = trainer.unet(latents, 500, text, class_labels=torch.cat((camera, time), 1)).sample

@@ -81,7 +81,7 @@ def register_model_table(path: str | os.PathLike) -> None:
 
 
 def model_table(section: str) -> dict[str, Any]:
-    """Return one section ("aliases", "models", "model_names") of all registered tables, merged."""
+    """Return one section, such as "aliases" or "model_names", of all registered tables, merged."""
     from omegaconf import OmegaConf
 
     merged: dict[str, Any] = {}
