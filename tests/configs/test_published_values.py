@@ -174,6 +174,34 @@ PUBLISHED = {
         "system.loss.lambda_opaque": 0.0,
         "trainer.max_steps": 150000,
     },
+    "fourdfy_stage_3_vc": {
+        "data.single_view.prob_single_view_video": 0.5,
+        "data.single_view.width_vid": 128,
+        "data.single_view.height_vid": 80,
+        "system.freeze_static_modules": True,
+        "system.background.random_aug": False,
+        "system.renderer_type": "stable-nerf-volume-renderer",
+        "system.renderer.base_renderer_type": "mask-nerf-volume-renderer",
+        "system.renderer.base_renderer.train_max_nums": 100000,
+        "system.renderer.base_renderer.train_max_nums_static": 100000,
+        "system.prompt_processor_type_video": "videocrafter-prompt-processor",
+        "system.prompt_processor_video.negative_prompt": (
+            "low motion, static statue, not moving, no motion"
+        ),
+        "system.guidance_type_video": "videocrafter-guidance",
+        f"{VIDEO}.pretrained_model_name_or_path": "VideoCrafter/VideoCrafter2",
+        f"{VIDEO}.guidance_scale": 100.0,
+        f"{VIDEO}.weighting_strategy": "sds",
+        f"{VIDEO}.motion_amp_scale": 30.0,
+        f"{VIDEO}.fps": 8,
+        f"{VIDEO}.half_precision_weights": False,
+        f"{VIDEO}.min_step_percent": 0.02,
+        f"{VIDEO}.max_step_percent": [0, 0.98, 0.5, 5000],
+        f"{VIDEO}.low_ram_vae": 2,
+        "system.loss.lambda_sds_video": 0.1,
+        "trainer.max_steps": 200000,
+        "trainer.precision": "16-mixed",
+    },
 }
 
 
