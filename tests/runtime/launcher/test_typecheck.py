@@ -32,6 +32,18 @@ def test_a_wrong_shape_is_found():
     assert "TypeCheckError" in result.stderr and "reflect" in result.stderr
 
 
+def test_checkpoints_are_written_under_the_checks(tmp_path):
+    """A checked run saves: torch writes through a file that hashes, which is no BinaryIO."""
+    result = run(
+        f"""
+        from threestudio.utils.checkpoint import load_checkpoint, save_checkpoint
+        save_checkpoint({str(tmp_path / "a.ckpt")!r}, {{"x": torch.ones(3)}})
+        assert load_checkpoint({str(tmp_path / "a.ckpt")!r})["x"].sum() == 3
+        """
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_right_shapes_ints_for_floats_and_schedules_in_configs_pass():
     result = run(

@@ -58,7 +58,7 @@ def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     path = Path(path)
     plain = to_plain(payload)
 
-    def write(file: BinaryIO) -> None:
+    def write(file: BinaryIO | _HashingWriter) -> None:
         torch.save(plain, file)
 
     for attempt in (1, 2):
