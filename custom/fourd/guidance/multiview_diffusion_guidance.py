@@ -15,7 +15,6 @@ from threestudio.models.guidance.base import PRIOR_COMPONENTS, DiffusionGuidance
 from threestudio.models.guidance.latent_images import encode_images, latent_size, resize_images
 from threestudio.models.guidance.score_distillation import (
     add_noise,
-    classifier_free_guidance,
     diffusion_scales,
     rescale_denoised,
     score_distillation_loss,
@@ -210,7 +209,16 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
         signal, noise_scale = diffusion_scales(self.alphas_cumprod, timesteps)
         noisy = add_noise(latents, noise, signal, noise_scale)
         rescale = self.cfg.recon_std_rescale if self.cfg.recon_loss else 0.0
-        cond, guided = self._predict(noisy, timesteps, text_embeddings, camera, rescale > 0)
+
+        def predict(halves: int, text: Tensor) -> Tensor:
+            return self.unet(
+                noisy.to(self.weights_dtype).repeat(halves, 1, 1, 1),
+                timesteps.repeat(halves),
+                encoder_hidden_states=text.to(noisy.device, self.weights_dtype),
+                class_labels=camera.to(self.weights_dtype).repeat(halves, 1),
+            ).sample
+
+        cond, guided = self.guided_prediction(predict, text_embeddings, rescale > 0)
         kind = self.schedule.prediction_type
         denoised, noise_pred = split_prediction(guided, noisy, signal, noise_scale, kind)
         if not self.cfg.recon_loss:
@@ -220,30 +228,6 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
             denoised_cond, _ = split_prediction(cond, noisy, signal, noise_scale, kind)
             denoised = rescale_denoised(denoised, denoised_cond, self.n_view, rescale)
         return latents - denoised
-
-    def _predict(
-        self, noisy: Tensor, timesteps: Tensor, text: Tensor, camera: Tensor, needs_cond: bool
-    ) -> tuple[Tensor | None, Tensor]:
-        """Return (conditional, guided) predictions, with no half computed that nobody reads."""
-        batch, scale = len(noisy), self.guidance_scale
-        uses_cond = needs_cond or scale != 0.0
-        rows = slice(0 if uses_cond else batch, batch if scale == 1.0 else None)
-        text = text[rows]
-        halves = len(text) // batch
-        # Inference mode spares the U-Net's many small operations their bookkeeping, about a
-        # twentieth of its time on a CPU; the clone leaves it, so that autograd may keep the result.
-        with torch.inference_mode():
-            output = self.unet(
-                noisy.to(self.weights_dtype).repeat(halves, 1, 1, 1),
-                timesteps.repeat(halves),
-                encoder_hidden_states=text.to(noisy.device, self.weights_dtype),
-                class_labels=camera.to(self.weights_dtype).repeat(halves, 1),
-            ).sample.float()
-        output = output.clone()
-        if halves == 1:
-            return (output if uses_cond else None), output
-        cond, uncond = output.chunk(2)
-        return cond, classifier_free_guidance(cond, uncond, scale)
 
 
 def _model_of(get: Any) -> str:

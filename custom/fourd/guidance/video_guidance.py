@@ -23,7 +23,6 @@ from threestudio.models.guidance.noise_schedule import (
 from threestudio.models.guidance.score_distillation import (
     add_noise,
     amplify_motion,
-    classifier_free_guidance,
     diffusion_scales,
     rescale_denoised,
     score_distillation_loss,
@@ -319,8 +318,17 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         signal, noise_scale = self.scales(timesteps)
         noisy = add_noise(latents, noise, signal, noise_scale)
         rescale = self.cfg.recon_std_rescale if self.cfg.recon_loss else 0.0
+
+        def predict(halves: int, text: Tensor) -> Tensor:
+            return self.predict(
+                torch.cat([noisy.to(self.weights_dtype)] * halves),
+                timesteps.repeat(halves),
+                text.to(noisy.device, self.weights_dtype),
+                cameras.repeat(halves),
+            )
+
         cond, guided = self.guided_prediction(
-            noisy, timesteps, text_embeddings, cameras, needs_cond=rescale > 0
+            predict, text_embeddings, rescale > 0, self.guidance_convention
         )
         kind = self.schedule.prediction_type
         denoised, noise_pred = split_prediction(guided, noisy, signal, noise_scale, kind)
@@ -354,37 +362,6 @@ class VideoDiffusionGuidance(DiffusionGuidance):
         reference = torch.zeros_like(noise) if keep else noise
         weight = sds_weight(strategy, signal_scale, noise_scale)
         return weighted_residual(noise_pred, reference, weight)
-
-    def guided_prediction(
-        self,
-        noisy: Float[Tensor, "B c t h w"],
-        timesteps: Real[Tensor, "B"],
-        text_embeddings: Float[Tensor, "2*B l d"],
-        cameras: ClipCameras,
-        needs_cond: bool = False,
-    ) -> tuple[Float[Tensor, "B c t h w"] | None, Float[Tensor, "B c t h w"]]:
-        """Return (conditional, guided) predictions in fp32; a half that nobody reads is not
-        computed, and the conditional one may then be None unless ``needs_cond``."""
-        batch, scale = len(noisy), self.guidance_scale
-        standard = self.guidance_convention == "standard"
-        uses_cond = needs_cond or not standard or scale != 0.0
-        uses_uncond = scale != (1.0 if standard else 0.0)
-        rows = slice(0 if uses_cond else batch, None if uses_uncond else batch)
-        text = text_embeddings[rows].to(noisy.device, self.weights_dtype)
-        halves = len(text) // batch
-        with torch.inference_mode():
-            output = self.predict(
-                torch.cat([noisy.to(self.weights_dtype)] * halves),
-                timesteps.repeat(halves),
-                text,
-                cameras.repeat(halves),
-            ).float()
-        # The clone leaves inference mode, so that autograd may keep the result.
-        output = output.clone()
-        if halves == 1:
-            return (output if uses_cond else None), output
-        cond, uncond = output.chunk(2)
-        return cond, classifier_free_guidance(cond, uncond, scale, self.guidance_convention)
 
 
 def require_schedule(

@@ -1,6 +1,6 @@
 """What guidances share: their common keys, their schedules, and how they load a frozen prior."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from threestudio.models.guidance.noise_schedule import FlowSchedule, NoiseSchedule
+from threestudio.models.guidance.score_distillation import classifier_free_guidance
 from threestudio.utils import rng
 from threestudio.utils.base import BaseObject
 from threestudio.utils.misc import C, get_rank
@@ -114,6 +115,41 @@ class DiffusionGuidance(BaseObject):
         """Return fp16 on an accelerator where the config asks for it, else fp32."""
         half = self.cfg.half_precision_weights and device.type != "cpu"
         return torch.float16 if half else torch.float32
+
+    def guided_prediction(
+        self,
+        predict: Callable[[int, Float[Tensor, "n l d"]], Float[Tensor, "n ..."]],
+        text_embeddings: Float[Tensor, "two_b l d"],
+        needs_cond: bool = False,
+        convention: str = "standard",
+    ) -> tuple[Float[Tensor, "b ..."] | None, Float[Tensor, "b ..."]]:
+        """Return (conditional, guided) predictions in fp32 at the step's guidance scale.
+
+        A half that nobody reads is not computed; the conditional one may then be None unless
+        ``needs_cond``. Not differentiable.
+
+        Args:
+            predict: (halves, text) -> the model's prediction for its inputs ``halves`` times over,
+                one row of text each; called once.
+            text_embeddings: conditional rows first, then as many unconditional ones.
+            needs_cond: compute the conditional half in any case.
+            convention: meaning of the scale, see `classifier_free_guidance`.
+        """
+        batch, scale = len(text_embeddings) // 2, self.guidance_scale
+        standard = convention == "standard"
+        uses_cond = needs_cond or not standard or scale != 0.0
+        uses_uncond = scale != (1.0 if standard else 0.0)
+        text = text_embeddings[0 if uses_cond else batch : None if uses_uncond else batch]
+        halves = len(text) // batch
+        # Inference mode spares a network's many small operations their bookkeeping, about a
+        # twentieth of its time on a CPU; the clone leaves it, so that autograd may keep the result.
+        with torch.inference_mode():
+            output = predict(halves, text).float()
+        output = output.clone()
+        if halves == 1:
+            return (output if uses_cond else None), output
+        cond, uncond = output.chunk(2)
+        return cond, classifier_free_guidance(cond, uncond, scale, convention)
 
     def draw_timesteps(self, role: str, batch: int, shared: bool) -> Int[Tensor, "b"]:
         """Draw uniformly from [min_step, max_step] for the current step.
