@@ -100,6 +100,11 @@ def thresholds(rows: Rows, groups: Mapping[str, Rows]) -> list[dict[str, Any]]:
         ("right prompt above a wrong one, worst run, dB", ">=", 4.0, margin),
         ("longest training, s", "<=", 300.0, slowest),
     ]
+    return verdicts(table)
+
+
+def verdicts(table: Sequence[tuple[str, str, float, float | None]]) -> list[dict[str, Any]]:
+    """Return (name, ">=" or "<=", limit, value) as rows that say what is reached."""
     return [
         {
             "name": name,

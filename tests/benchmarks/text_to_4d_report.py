@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from text_to_3d_report import threshold_table, verdicts
+
 LARGE_MOTION_DB = 20.0
 """A prompt whose best static picture is below this moves so much that motion must gain."""
 LEAST_CORRELATION, LEAST_CORRELATION_OF_SPIN = 0.8, 0.7
@@ -84,13 +86,13 @@ def thresholds(rows: Rows) -> list[dict[str, Any]]:
         ("longest run from words to evaluated scene, s", "<=", 1200.0,
          _or_none(max, [row["wall_seconds"] for row in rows])),
     ]  # fmt: skip
-    return _verdicts(table)
+    return verdicts(table)
 
 
 def goals(rows: Rows) -> list[dict[str, Any]]:
     """Return what lies beyond the requirements, in the same form."""
     longest = _or_none(max, [row["wall_seconds"] for row in rows])
-    return _verdicts([
+    return verdicts([
         ("mean PSNR, dB", ">=", 24.0, mean(rows, "psnr")),
         ("longest run from words to evaluated scene, s", "<=", 600.0, longest),
     ])  # fmt: skip
@@ -98,19 +100,6 @@ def goals(rows: Rows) -> list[dict[str, Any]]:
 
 def _or_none(of: Callable[[Sequence[float]], float], values: Sequence[float]) -> float | None:
     return of(values) if values else None
-
-
-def _verdicts(table: Sequence[tuple[str, str, float, float | None]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "limit": f"{sign} {limit:g}",
-            "value": round(value, 3),
-            "reached": value >= limit if sign == ">=" else value <= limit,
-        }
-        for name, sign, limit, value in table
-        if value is not None
-    ]
 
 
 def group_table(report: Mapping[str, Any]) -> list[str]:
@@ -155,8 +144,6 @@ def _seconds(row: Mapping[str, Any]) -> str:
 def markdown(report: Mapping[str, Any], circumstances: Sequence[str]) -> str:
     """Return the whole report."""
     # Imported here, so that this module stands alone for report.py as well.
-    from text_to_3d_report import threshold_table
-
     lines = [
         f"# Text to 4D against the truth, {report['circumstances']['date']}",
         "",
