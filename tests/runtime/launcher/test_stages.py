@@ -219,6 +219,23 @@ class TestStartingPoints:
 
 
 class TestChains:
+    def test_values_of_a_later_stages_data_are_refused_before_the_first_begins(self, project):
+        class Checking(DataModule):
+            def __init__(self, cfg):
+                self.cfg = cfg
+                self.validate_config()
+
+            def validate_config(self):
+                if self.cfg.get("size") == 13:
+                    raise ValueError("data.size is 13; expected another number.")
+
+        registry.register("r1-checking")(Checking)
+        files = ("one", "two")
+        stages = plan(project, "data_type=r1-checking", "2:data.size=12", files=files)
+        assert [stage.cfg.data.size for stage in stages][1] == 12
+        with pytest.raises(ValueError, match="data.size is 13; expected another number"):
+            plan(project, "data_type=r1-checking", "2:data.size=13", files=files)
+
     def test_each_stage_takes_the_profile_of_the_last_and_its_weights(self, project):
         first, second = plan(project, "1:profile=paper", files=("one", "two"))
         assert (first.choice.name, first.chained) == ("paper", False)

@@ -195,6 +195,7 @@ def _plan_stage(
     check_experiment(cfg, with_overrides(origins, [o.key for o in source.overrides]))
     _require_module_names(cfg, source.path)
     _require_weights(cfg, mode)
+    _require_valid_data(cfg)
     experiment = parse_structured(ExperimentConfig, cfg)
     check_output_folder(experiment)
     if mode == "train":
@@ -295,6 +296,16 @@ def _require_weights(cfg: DictConfig, mode: str) -> None:
         f"--{mode} needs weights, or it would show an untrained scene; add "
         "resume=PATH/ckpts/last.ckpt, system.weights=PATH/ckpts/last.ckpt or resume=auto."
     )
+
+
+def _require_valid_data(cfg: DictConfig) -> None:
+    """Check the values of a data module that can: a chain must not fail after its first stage."""
+    import threestudio
+
+    data_module = threestudio.find(cfg.data_type)
+    if hasattr(data_module, "validate_config"):
+        # Its constructor checks and builds nothing.
+        data_module(cfg.get("data") or {})
 
 
 def _require_models(cfg: DictConfig) -> None:
