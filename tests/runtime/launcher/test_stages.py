@@ -231,8 +231,8 @@ class TestChains:
 
         registry.register("r1-checking")(Checking)
         files = ("one", "two")
-        stages = plan(project, "data_type=r1-checking", "2:data.size=12", files=files)
-        assert [stage.cfg.data.size for stage in stages][1] == 12
+        _, second = plan(project, "data_type=r1-checking", "2:data.size=12", files=files)
+        assert second.cfg.data.size == 12
         with pytest.raises(ValueError, match="data.size is 13; expected another number"):
             plan(project, "data_type=r1-checking", "2:data.size=13", files=files)
 
