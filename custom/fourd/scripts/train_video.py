@@ -19,6 +19,7 @@ import torch
 
 from custom.fourd.diffusion.camera_vector import camera_and_time, with_words
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
+from custom.fourd.world.grammar import WorldScene
 
 from .embedded_models import ASSETS, VIDEO_FACTS, build_video_unet
 from .embedded_training import (
@@ -36,7 +37,9 @@ from .world_clips import NUM_FRAMES, WorldClips, load_clips, recolour_clip
 from .world_views import FOVY_RAD, chance, colour_views, draw_backgrounds, say
 
 TEXT_DROPOUT = 0.1
-PAIR_SHARE = 0.25
+PAIR_SHARE = 0.35
+SPIN_SHARE = 0.25
+"""Of the clips: drawn among those in which something spins, the motion that is learned last."""
 CLASS_RATE_FACTOR = 4.0
 """The class embedding's learning rate: what a motion's word means depends on time alone."""
 TIMESTEP_POWER = 0.4
@@ -50,10 +53,15 @@ class ClipSource:
     """Draws training batches; batch n is a pure function of (seed, n)."""
 
     def __init__(self, clips: list[WorldClips], vae: PatchAutoencoder, seed: int) -> None:
-        self.clips, self.vae, self.seed = clips, vae, seed
-        self.with_count = {
-            k: [i for i, part in enumerate(clips) if len(part.scenes[0].objects) == k]
-            for k in (1, 2)
+        self.vae, self.seed = vae, seed
+        every = [(part, i) for part in clips for i in range(len(part.scenes))]
+        self.places = {
+            count: [place for place in every if len(_scene(place).objects) == count]
+            for count in (1, 2)
+        }
+        self.spinning = {
+            count: [place for place in places if _spins(_scene(place))] or places
+            for count, places in self.places.items()
         }
 
     def batch(self, step: int, num_groups: int) -> Batch:
@@ -64,9 +72,9 @@ class ClipSource:
         backgrounds = draw_backgrounds(count, generator)
         images, captions, vectors = [], [], []
         for number in range(count):
-            parts = self.with_count[1 + chance(generator, PAIR_SHARE)]
-            part = self.clips[parts[int(torch.randint(len(parts), (), generator=generator))]]
-            index = int(torch.randint(len(part.scenes), (), generator=generator))
+            among = self.spinning if chance(generator, SPIN_SHARE) else self.places
+            places = among[1 + chance(generator, PAIR_SHARE)]
+            part, index = places[int(torch.randint(len(places), (), generator=generator))]
             stride = NUM_FRAMES // length
             first = int(torch.randint(stride, (), generator=generator))
             frames = slice(first, None, stride)
@@ -82,6 +90,15 @@ class ClipSource:
         with torch.no_grad():
             latents = self.vae.encode(torch.cat(images)).latent_dist.mode()
         return Batch(latents, captions, torch.cat(vectors), length)
+
+
+def _scene(place: tuple[WorldClips, int]) -> WorldScene:
+    clips, index = place
+    return clips.scenes[index]
+
+
+def _spins(scene: WorldScene) -> bool:
+    return any(item.motion == "spinning" for item in scene.objects)
 
 
 def _draw_length(generator: torch.Generator) -> int:

@@ -6,10 +6,12 @@ import torch
 from custom.fourd.diffusion.camera_vector import camera_and_time
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
 from custom.fourd.scripts.make_family import ASSETS
-from custom.fourd.scripts.train_video import CLIP_LENGTHS, ClipSource, main
-from custom.fourd.scripts.world_clips import render_clips
+from custom.fourd.scripts.train_video import CLIP_LENGTHS, SPIN_SHARE, ClipSource, main
+from custom.fourd.scripts.world_clips import WorldClips, render_clips
 from custom.fourd.scripts.world_views import FOVY_RAD
 from custom.fourd.world.grammar import parse_caption
+
+VAE = ASSETS / "multiview" / "vae"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def clips():
 
 @pytest.fixture(scope="module")
 def source(clips):
-    vae = PatchAutoencoder.from_pretrained(ASSETS / "multiview" / "vae")
+    vae = PatchAutoencoder.from_pretrained(VAE)
     return ClipSource(clips, vae, seed=4)
 
 
@@ -67,6 +69,25 @@ def test_a_batch_is_a_function_of_seed_and_step(source):
 def test_the_shares_of_the_lengths_add_up():
     assert sum(share for _, share in CLIP_LENGTHS) == pytest.approx(1.0)
     assert all(16 % length == 0 for length, _ in CLIP_LENGTHS)
+
+
+def test_what_spins_is_drawn_more_often_than_it_occurs():
+    captions = ["a red cube spinning"] + ["a red cube growing"] * 9
+    layers = torch.zeros((10, 16, 2, 1, 16, 16), dtype=torch.uint8)
+    scenes = [parse_caption(caption) for caption in captions]
+    single = WorldClips(scenes, torch.tensor([[0.0, 10.0, 3.0]] * 10), torch.zeros(10), layers)
+    pairs = WorldClips(
+        [parse_caption("a red cube next to a blue sphere growing")],
+        single.cameras[:1],
+        single.first_times[:1],
+        torch.zeros((1, 16, 2, 2, 16, 16), dtype=torch.uint8),
+    )
+    source = ClipSource([single, pairs], PatchAutoencoder.from_pretrained(VAE), seed=0)
+    assert len(source.spinning[1]) == 1 and source.spinning[2] == source.places[2]
+    drawn = [caption for step in range(60) for caption in set(source.batch(step, 4).captions)]
+    lone = [caption for caption in drawn if "next to" not in caption and caption]
+    share = sum("spinning" in caption for caption in lone) / len(lone)
+    assert abs(share - (SPIN_SHARE + (1 - SPIN_SHARE) / 10)) < 0.1
 
 
 def test_the_command_needs_clips(tmp_path, capsys):
