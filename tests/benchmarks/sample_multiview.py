@@ -10,9 +10,6 @@ with a sheet of samples beside their truth.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -22,11 +19,19 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from circumstances import describe_circumstances, result_path  # noqa: E402
+from sampling import (  # noqa: E402
+    DISTANCE,
+    FOVY_RAD,
+    SIZE_PX,
+    Sample,
+    load_text,
+    parse_arguments,
+    report,
+    sample_images,
+)
 
 from custom.fourd.diffusion.camera_vector import camera_vector  # noqa: E402
 from custom.fourd.diffusion.multiview_prior import load_multiview_prior  # noqa: E402
-from custom.fourd.diffusion.samplers import sample_ddim  # noqa: E402
 from custom.fourd.metrics.image_quality import psnr  # noqa: E402
 from custom.fourd.ops.camera import camera_from_orbit  # noqa: E402
 from custom.fourd.world import vocabulary as world  # noqa: E402
@@ -34,12 +39,10 @@ from custom.fourd.world.grammar import (  # noqa: E402
     WorldObject,
     WorldScene,
     all_appearances,
-    is_held_out_appearance,  # noqa: E402
+    is_held_out_appearance,
     parse_caption,
 )
 from custom.fourd.world.render import render  # noqa: E402
-
-FOVY_RAD = math.radians(40)
 
 
 def held_out_captions(count: int, seed: int = 0) -> list[str]:
@@ -68,90 +71,37 @@ def held_out_captions(count: int, seed: int = 0) -> list[str]:
     return captions
 
 
-def load_text(folder: Path):
-    from transformers import AutoTokenizer, CLIPTextModel
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
-
-    @torch.no_grad()
-    def encode(texts):
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
-        return encoder(tokens.input_ids).last_hidden_state
-
-    return encode
+def sample(number: int, caption: str, prior, encode, args) -> Sample:
+    """Four views of one caption, beside their truth."""
+    generator = torch.Generator().manual_seed(1000 + number)
+    start = float(torch.rand((), generator=generator)) * 90
+    elevation = 5 + float(torch.rand((), generator=generator)) * 20
+    azimuths = start + torch.arange(4) * 90.0
+    c2w = camera_from_orbit(torch.full((4,), elevation), azimuths, torch.full((4,), DISTANCE))
+    fovy = torch.full((4,), FOVY_RAD)
+    text = encode([caption] * 4 + [""] * 4)
+    images = sample_images(prior, text, camera_vector(c2w, fovy, "embedded"), args, generator)
+    scene = parse_caption(caption)
+    truth = render(scene, c2w, fovy, SIZE_PX, SIZE_PX, samples_per_axis=3).rgb
+    row = {
+        "caption": caption,
+        "objects": len(scene.objects),
+        "psnr": float(psnr(images, truth).mean()),
+        "white": float(psnr(torch.ones_like(truth), truth).mean()),
+    }
+    picture = torch.cat((torch.cat(list(images), 1), torch.cat(list(truth), 1)), dim=1)
+    return Sample(row, picture)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("custom/fourd/assets/multiview"))
-    parser.add_argument("--captions", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--guidance-scale", type=float, default=1.5)
-    parser.add_argument("--sheet", type=Path, help="write samples beside their truth here")
-    parser.add_argument("--write", action="store_true", help="store the result under results/")
-    args = parser.parse_args()
-    prior = load_multiview_prior(str(args.folder))
-    encode = load_text(args.folder)
-    rows, table, started = [], [], time.monotonic()
+    args = parse_arguments(__doc__, "custom/fourd/assets/multiview")
+    prior, encode = load_multiview_prior(str(args.folder)), load_text(args.folder)
+    samples, started = [], time.monotonic()
     for number, caption in enumerate(held_out_captions(args.captions)):
-        generator = torch.Generator().manual_seed(1000 + number)
-        start = float(torch.rand((), generator=generator)) * 90
-        elevation = 5 + float(torch.rand((), generator=generator)) * 20
-        azimuths = start + torch.arange(4) * 90.0
-        c2w = camera_from_orbit(torch.full((4,), elevation), azimuths, torch.full((4,), 3.0))
-        fovy = torch.full((4,), FOVY_RAD)
-        latents = sample_ddim(
-            prior.unet,
-            prior.schedule,
-            encode([caption] * 4 + [""] * 4),
-            camera_vector(c2w, fovy, "embedded"),
-            (4, 16, 16, 16),
-            steps=args.steps,
-            guidance_scale=args.guidance_scale,
-            generator=generator,
-        )
-        with torch.no_grad():
-            images = prior.autoencoder.decode(latents).sample.movedim(1, -1) * 0.5 + 0.5
-        images = images.clamp(0, 1)
-        truth = render(parse_caption(caption), c2w, fovy, 64, 64, samples_per_axis=3).rgb
-        value = float(psnr(images, truth).mean())
-        white = float(psnr(torch.ones_like(truth), truth).mean())
-        objects = len(parse_caption(caption).objects)
-        table.append({"caption": caption, "objects": objects, "psnr": value, "white": white})
-        print(f"{value:6.2f} dB (white {white:5.2f})  {caption}", flush=True)
-        rows.append(torch.cat((torch.cat(list(images), 1), torch.cat(list(truth), 1)), dim=1))
-    means = {
-        str(k): sum(r["psnr"] for r in table if r["objects"] == k)
-        / max(1, sum(r["objects"] == k for r in table))
-        for k in (1, 2)
-    }
-    print(f"mean over one-object captions {means['1']:.2f} dB, two objects {means['2']:.2f} dB")
-    sampler = f"DDIM (eta 0), {args.steps} steps, guidance {args.guidance_scale}"
-    print(f"{sampler}; {time.monotonic() - started:.0f} s")
-    if args.write:
-        report = {
-            **describe_circumstances(threads=torch.get_num_threads()),
-            "sampler": sampler,
-            "means": means,
-            "rows": table,
-        }
-        result_path("sample_multiview", "json").write_text(json.dumps(report, indent=1) + "\n")
-    sheet = args.sheet or (result_path("sample_multiview", "png") if args.write else None)
-    if sheet:
-        write_sheet(rows, sheet)
-
-
-def write_sheet(rows: list[torch.Tensor], path: Path) -> None:
-    """The pictures of the captions, one below the other in two columns."""
-    import cv2
-
-    half = (len(rows) + 1) // 2
-    columns = [torch.cat(rows[:half]), torch.cat(rows[half:])]
-    height = max(len(column) for column in columns)
-    columns = [torch.nn.functional.pad(c, (0, 0, 0, 0, 0, height - len(c))) for c in columns]
-    picture = torch.cat(columns, dim=1).flip(-1)
-    cv2.imwrite(str(path), (picture.numpy() * 255).round().astype("uint8"))
+        samples.append(sample(number, caption, prior, encode, args))
+        row = samples[-1].row
+        print(f"{row['psnr']:6.2f} dB (white {row['white']:5.2f})  {caption}", flush=True)
+    report("sample_multiview", samples, "objects", args, started)
 
 
 if __name__ == "__main__":
