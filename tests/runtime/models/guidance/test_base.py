@@ -47,3 +47,56 @@ def test_impossible_ranges_are_refused(low, high):
 
 def test_a_guidance_holds_nothing_that_a_checkpoint_would_take():
     assert not isinstance(ScheduleOnly({}), torch.nn.Module)
+
+
+class TestGuidedPrediction:
+    """The model here returns its text: the conditional half is 3 everywhere, the other 1."""
+
+    TEXT = torch.cat((torch.full((2, 1, 1), 3.0), torch.full((2, 1, 1), 1.0)))
+
+    def predict(self, scale, **options):
+        seen = []
+
+        def model(halves, text):
+            seen.append((halves, text.flatten().tolist()))
+            return text.half()
+
+        g = ScheduleOnly({"guidance_scale": scale})
+        cond, guided = g.guided_prediction(model, self.TEXT, **options)
+        assert len(seen) == 1, "the model is called once"
+        return seen[0], None if cond is None else cond.unique().tolist(), guided
+
+    @pytest.mark.parametrize(
+        "scale, convention, expected",
+        [
+            (7.5, "standard", 1 + 7.5 * (3 - 1)),
+            (7.5, "threestudio", 3 + 7.5 * (3 - 1)),
+        ],
+    )
+    def test_both_halves_are_predicted_and_combined(self, scale, convention, expected):
+        seen, cond, guided = self.predict(scale, convention=convention)
+        assert seen == (2, [3.0, 3.0, 1.0, 1.0]) and cond == [3.0]
+        assert guided.dtype == torch.float32 and guided.flatten().tolist() == [expected] * 2
+
+    @pytest.mark.parametrize(
+        "scale, options, rows, expected",
+        [
+            (1.0, {}, [3.0, 3.0], ([3.0], 3.0)),
+            (0.0, {"convention": "threestudio"}, [3.0, 3.0], ([3.0], 3.0)),
+            (0.0, {}, [1.0, 1.0], (None, 1.0)),
+        ],
+    )
+    def test_a_half_that_nobody_reads_is_not_computed(self, scale, options, rows, expected):
+        seen, cond, guided = self.predict(scale, **options)
+        assert seen == (1, rows)
+        assert (cond, guided.unique().item()) == expected
+
+    def test_the_conditional_half_can_be_asked_for(self):
+        seen, cond, guided = self.predict(0.0, needs_cond=True)
+        assert seen[0] == 2 and cond == [3.0] and guided.unique().item() == 1.0
+
+    def test_what_it_returns_may_enter_a_graph(self):
+        _, _, guided = self.predict(7.5)
+        weight = torch.ones((), requires_grad=True)
+        (weight * guided).sum().backward()
+        assert weight.grad == guided.sum() and not guided.requires_grad
