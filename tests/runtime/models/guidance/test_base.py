@@ -95,8 +95,9 @@ class TestGuidedPrediction:
         seen, cond, guided = self.predict(0.0, needs_cond=True)
         assert seen[0] == 2 and cond == [3.0] and guided.unique().item() == 1.0
 
-    def test_what_it_returns_may_enter_a_graph(self):
-        _, _, guided = self.predict(7.5)
+    @pytest.mark.parametrize("scale", [7.5, 1.0])
+    def test_what_it_returns_may_enter_a_graph(self, scale):
+        _, _, guided = self.predict(scale)
         weight = torch.ones((), requires_grad=True)
         (weight * guided).sum().backward()
         assert weight.grad == guided.sum() and not guided.requires_grad
