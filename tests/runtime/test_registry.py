@@ -130,7 +130,7 @@ def test_composite_name_builds_a_class_with_the_mixins_first():
     b = registry.register("b")(type("B", (), {"who": lambda self: "b"}))
     composed = registry.find("main:a,b")
     assert composed.__bases__ == (a, b, main)
-    assert composed.__name__ == "Main.a,b"
+    assert composed.__name__ == "main.a,b"
     assert composed().who() == "a"
     assert registry.find("main:a,b") is not composed  # built at call time, as upstream
 

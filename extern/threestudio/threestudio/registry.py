@@ -1,8 +1,9 @@
 """The registry of modules: names in a config to classes.
 
-Three kinds of names exist: registered ones, lazily declared ones (the module that registers the
-name is imported on first use) and aliases. Code of this project counts as first-party; an
-extension of somebody else may replace one of our names, two of them may not share one.
+Four kinds of names exist: registered ones, lazily declared ones (the module that registers the
+name is imported on first use), aliases, and refused ones, which upstream has and this runtime does
+not. Code of this project counts as first-party; an extension of somebody else may replace one of
+our names or bring a refused one, two of them may not share one.
 """
 
 import importlib
@@ -16,6 +17,7 @@ FIRST_PARTY_PACKAGES = ("threestudio", "custom.fourd")
 __modules__: dict[str, type] = {}
 _lazy_modules: dict[str, str] = {}
 _aliases: dict[str, str] = {}
+_refused: dict[str, str] = {}
 _failed_extensions: dict[str, BaseException] = {}
 
 
@@ -25,6 +27,10 @@ class UnknownNameError(KeyError):
     def __str__(self) -> str:
         # KeyError shows its argument quoted, which would escape the line breaks of the message.
         return str(self.args[0])
+
+
+class NotProvidedError(UnknownNameError):
+    """A name is that of an upstream module which this runtime does not have; it says why."""
 
 
 def register(name: str) -> Callable[[type], type]:
@@ -65,6 +71,21 @@ def register_alias(alias: str, name: str) -> None:
     _aliases[alias] = name
 
 
+def register_refusal(name: str, reason: str) -> None:
+    """Let `find` answer ``name``, while nobody registers it, with a sentence that ends in reason.
+
+    Args:
+        name: what upstream calls a module that this runtime does not provide.
+        reason: why not, and what to use instead; completes "... does not provide: ".
+    """
+    _refused[name] = reason
+
+
+def refused_names() -> list[str]:
+    """Return the upstream names that `find` refuses, sorted; without those that somebody brought."""
+    return sorted(set(_refused) - set(known_names()))
+
+
 def find(name: str) -> type:
     """Return the class registered as ``name``.
 
@@ -72,6 +93,7 @@ def find(name: str) -> type:
 
     Raises:
         UnknownNameError: (a KeyError) if the name is not known.
+        NotProvidedError: (also one) if it is upstream's and not part of this runtime.
         ImportError: if the module that should register the name cannot be imported.
         ValueError: if ``name`` holds more than one colon.
     """
@@ -83,6 +105,8 @@ def find(name: str) -> type:
         return find(_aliases[name])
     if name in _lazy_modules:
         return _import_lazy(name, _lazy_modules[name])
+    if name in _refused:
+        raise NotProvidedError(_refusal_message(name))
     raise UnknownNameError(_unknown_message(name))
 
 
@@ -120,7 +144,7 @@ def _compose(name: str) -> type:
     main_name, mixin_names = name.split(":")
     main = find(main_name)
     mixins = tuple(find(mixin.strip()) for mixin in mixin_names.split(","))
-    return type(f"{main.__name__}.{mixin_names}", (*mixins, main), {"__module__": main.__module__})
+    return type(f"{main_name}.{mixin_names}", (*mixins, main), {"__module__": main.__module__})
 
 
 def _import_lazy(name: str, module: str) -> type:
@@ -167,6 +191,12 @@ def _collision(name: str, holder: str | None, newcomer: str) -> str:
         f"the name {name!r} is registered by {holder} and again by {newcomer}; "
         "rename one of them or disable one extension (folder name ending in _disabled)."
     )
+
+
+def _refusal_message(name: str) -> str:
+    message = f"{name!r} is an upstream module that this runtime does not provide: {_refused[name]}"
+    # An extension that would have brought the module may be the one that failed.
+    return message + describe_failed_extensions()
 
 
 def _unknown_message(name: str) -> str:

@@ -143,14 +143,14 @@ class TestRays:
         directions = ops.get_ray_directions(3, 3, 3.0)
         for azimuth in (0.0, 90.0, 200.0):
             rays_o, rays_d = ops.get_rays(directions, camera(azimuth), keepdim=True)
-            assert rays_o.shape == rays_d.shape == (1, 3, 3, 3)
-            meeting = rays_o[0, 1, 1] + 2.0 * rays_d[0, 1, 1]
+            assert rays_o.shape == rays_d.shape == (3, 3, 3)
+            meeting = rays_o[1, 1] + 2.0 * rays_d[1, 1]
             assert torch.allclose(meeting, torch.zeros(3), atol=1e-6)
-            assert torch.allclose(rays_d.norm(dim=-1), torch.ones(1, 3, 3))
+            assert torch.allclose(rays_d.norm(dim=-1), torch.ones(3, 3))
 
     def test_image_top_is_up(self):
         _, rays_d = ops.get_rays(ops.get_ray_directions(3, 3, 3.0), camera(30.0), keepdim=True)
-        assert rays_d[0, 0, 1, 2] > 0 > rays_d[0, 2, 1, 2]
+        assert rays_d[0, 1, 2] > 0 > rays_d[2, 1, 2]
 
     @pytest.mark.parametrize("batch_size", [1, 3])
     def test_every_accepted_shape_agrees(self, batch_size):

@@ -290,7 +290,8 @@ def get_rays(
             ``[4, 4]``: the same for all), ``[H, W, 3]`` or ``[B, H, W, 3]``.
         c2w: camera-to-world matrices; one is shared by all, several pair with the first dimension
             of ``[B, H, W, 3]`` or multiply ``[H, W, 3]``.
-        keepdim: keep the image dimensions instead of flattening to ``[N, 3]``.
+        keepdim: keep the image dimensions instead of flattening to ``[N, 3]``; one image of one
+            camera stays ``[H, W, 3]``.
         noise_scale: standard deviation of Gaussian noise (world units) on origins and directions.
         normalize: make the directions unit length.
 
@@ -306,13 +307,16 @@ def get_rays(
             f"get_rays got directions {tuple(directions.shape)} and c2w {tuple(c2w.shape)}; "
             "expected [N,3], [H,W,3] or [B,H,W,3] with [4,4] or [B,4,4]."
         )
-    if directions.ndim == 2:
+    directions_ndim = directions.ndim
+    if directions_ndim == 2:
         rotation, origin = c2w[..., :3, :3], c2w[..., :3, 3]
     else:
         matrices = c2w if c2w.ndim == 3 else c2w[None]
         rotation, origin = matrices[:, None, None, :3, :3], matrices[:, None, None, :3, 3]
         directions = directions if directions.ndim == 4 else directions[None]
     rays_d = torch.einsum("...ij,...j->...i", rotation, directions)
+    if directions_ndim == 3 and c2w.ndim == 2:
+        rays_d, origin = rays_d[0], origin[0]  # one image of one camera has no batch axis
     rays_o = origin.expand(rays_d.shape)
 
     if noise_scale > 0:
