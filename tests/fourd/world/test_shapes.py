@@ -42,26 +42,18 @@ def test_first_hits_are_where_dense_marching_enters_the_solid(shape):
     assert int(extra.sum()) <= 3
 
 
-def test_the_torus_is_right_but_for_grazing_rays():
-    """48 sphere-tracing steps: of 1000 rays two or three that graze it end at the wrong place."""
-    origins, directions = random_rays(800, 1)
-    distance, _ = intersect("torus", origins, directions)
-    expected = reference.march(
-        lambda p: reference.is_inside("torus", p), origins, directions, 1.5, 4.5, 1000
-    )
-    assert 400 < int(expected.isfinite().sum()) < 700
-    same = (distance - expected).abs() < 1e-6
-    same |= distance.isinf() & expected.isinf()
-    assert same.float().mean() > 0.99
-    # Rays that pass the surface at a distance, or meet it at an angle, are exact.
-    along = torch.linspace(1.5, 4.5, 600).double()
-    points = origins[:, None] + along[:, None] * directions[:, None]
-    gap = signed_distance("torus", points).masked_fill(along > expected[:, None] - 0.15, 1.0)
-    clear = gap.amin(dim=1) > 0.01
-    end = origins + expected.nan_to_num(posinf=0.0)[:, None] * directions
-    inward = signed_distance("torus", end + 0.02 * directions) < -0.004
-    assert same[clear & (inward | expected.isinf())].all()
-    assert (clear & (inward | expected.isinf())).float().mean() > 0.9
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-8), (torch.float32, 2e-5)])
+def test_the_torus_is_hit_where_its_quartic_has_its_first_root(dtype, atol):
+    """Grazing rays too: of 4000 rays, those that meet the surface at the flattest."""
+    origins, directions = random_rays(4000, 1)
+    expected = reference.torus_first_hits(origins, directions)
+    distance, _ = intersect("torus", origins.to(dtype), directions.to(dtype))
+    both = distance.isfinite() & expected.isfinite()
+    assert 2000 < int(both.sum()) < 3900
+    # A ray that misses by less than the tracing's tolerance may count as a hit.
+    assert int((distance.isfinite() ^ expected.isfinite()).sum()) <= 1
+    error = (distance[both].double() - expected[both]).abs()
+    assert error.max() < 2e-3 and (error < atol).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("shape", SHAPES)
