@@ -7,15 +7,14 @@ changes nothing in the results, bit for bit.
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from threestudio.kernels import native_build, torch_backend
+from threestudio.kernels import grid_autograd, native_build
 from threestudio.kernels.grid_layout import GridLayout
 
 SOURCE = Path(__file__).parent / "csrc" / "hash_grid.cpp"
@@ -106,16 +105,22 @@ def _call(name: str, layout: GridLayout, tensors: tuple[Tensor | None, ...], dty
         raise RuntimeError(f"The compiled hash grid failed: {_STATUS.get(status, status)}.")
 
 
-def _forward(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
+def _forward(x: Tensor, tables: Sequence[Tensor], layouts: tuple[GridLayout, ...]) -> Tensor:
+    (params,), (layout,) = tables, layouts
     features = params.new_empty((x.shape[0], layout.n_output_dims))
     _call("forward", layout, (x, params, features), params.dtype)
     return features
 
 
 def _backward(
-    grad: Tensor, x: Tensor, params: Tensor, layout: GridLayout, needs: tuple[bool, bool]
+    grad: Tensor,
+    x: Tensor,
+    tables: Sequence[Tensor],
+    layouts: tuple[GridLayout, ...],
+    needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients to positions and table; each is None unless needed."""
+    (params,), (layout,) = tables, layouts
     grad_x = torch.empty_like(x) if needs[0] else None
     grad_params = torch.empty_like(params) if needs[1] else None
     if needs[0] or needs[1]:
@@ -124,54 +129,7 @@ def _backward(
     return grad_x, grad_params
 
 
-class _Encode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
-        ctx.save_for_backward(x, params)
-        ctx.layout = layout
-        return _forward(x, params, layout)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, params = ctx.saved_tensors
-        needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        if torch.is_grad_enabled():  # create_graph=True: keep the gradients differentiable
-            gradients = _EncodeGradient.apply(grad, x, params, ctx.layout, needs)
-        else:
-            gradients = _backward(grad, x, params, ctx.layout, needs)
-        return *gradients, None
-
-
-class _EncodeGradient(torch.autograd.Function):
-    """First derivatives by the kernel; their own derivatives by the twin."""
-
-    @staticmethod
-    def forward(ctx, grad: Tensor, x: Tensor, params: Tensor, layout: GridLayout, needs):
-        ctx.save_for_backward(grad, x, params)
-        ctx.layout, ctx.needs = layout, needs
-        ctx.set_materialize_grads(False)
-        return _backward(grad, x, params, layout, needs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *cotangents: Tensor | None):
-        with torch.enable_grad():
-            inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-            grad, x, params = inputs
-            features = torch_backend.encode(x, params, ctx.layout)
-            firsts = torch.autograd.grad(features, (x, params), grad, create_graph=True)
-        used = [
-            (first, cotangent)
-            for first, cotangent in zip(firsts, cotangents, strict=True)
-            if cotangent is not None
-        ]
-        wanted = [tensor for tensor, need in zip(inputs, ctx.needs_input_grad) if need]
-        if not used or not wanted:
-            return None, None, None, None, None
-        outputs, weights = zip(*used, strict=True)
-        seconds = iter(torch.autograd.grad(outputs, wanted, weights, allow_unused=True))
-        by_input = [next(seconds) if need else None for need in ctx.needs_input_grad[:3]]
-        return *by_input, None, None
+_differentiable = grid_autograd.differentiable(_forward, _backward)
 
 
 def encode(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
@@ -180,4 +138,4 @@ def encode(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
     Raises:
         RuntimeError: the kernel reports a failure (memory).
     """
-    return _Encode.apply(x.contiguous(), params.contiguous(), layout)
+    return _differentiable(x.contiguous(), (params.contiguous(),), (layout,))
