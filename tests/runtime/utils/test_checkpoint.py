@@ -42,11 +42,20 @@ def test_round_trip_and_the_hash_beside_it(saved):
 
 def test_only_plain_values_are_stored(tmp_path):
     Pair = collections.namedtuple("Pair", "x y")
-    ck.save_checkpoint(tmp_path / "a.ckpt", {
-        "cfg": OmegaConf.create({"betas": [0.9, 0.99]}), "n": np.float32(2.5), "pair": Pair(1, 2),
-        "path": Path("x/y"), "array": np.arange(3), "order": collections.OrderedDict(b=1, a=2),
-        "dtype": torch.float16, "none": None, "param": torch.nn.Parameter(torch.ones(2)),
-    })
+    ck.save_checkpoint(
+        tmp_path / "a.ckpt",
+        {
+            "cfg": OmegaConf.create({"betas": [0.9, 0.99]}),
+            "n": np.float32(2.5),
+            "pair": Pair(1, 2),
+            "path": Path("x/y"),
+            "array": np.arange(3),
+            "order": collections.OrderedDict(b=1, a=2),
+            "dtype": torch.float16,
+            "none": None,
+            "param": torch.nn.Parameter(torch.ones(2)),
+        },
+    )
     loaded = ck.load_checkpoint(tmp_path / "a.ckpt")
     assert loaded["cfg"] == {"betas": [0.9, 0.99]} and type(loaded["cfg"]["betas"]) is list
     assert loaded["n"] == 2.5 and type(loaded["n"]) is float
@@ -152,12 +161,13 @@ def test_what_is_refused_is_named(tmp_path):
 
 def test_omegaconf_in_old_checkpoints_loads_as_plain(tmp_path):
     cfg = OmegaConf.create({"betas": [0.9, 0.99], "d": {"a": None, "s": "x", "b": True, "f": 1.5}})
-    torch.save({"optimizer_states": [{"param_groups": [{"betas": cfg.betas}]}], "cfg": cfg},
-               tmp_path / "old.ckpt")
+    torch.save(
+        {"optimizer_states": [{"param_groups": [{"betas": cfg.betas}]}], "cfg": cfg},
+        tmp_path / "old.ckpt",
+    )
     loaded = ck.load_checkpoint(tmp_path / "old.ckpt")
     assert loaded["optimizer_states"][0]["param_groups"][0]["betas"] == [0.9, 0.99]
-    assert loaded["cfg"] == {"betas": [0.9, 0.99],
-                             "d": {"a": None, "s": "x", "b": True, "f": 1.5}}
+    assert loaded["cfg"] == {"betas": [0.9, 0.99], "d": {"a": None, "s": "x", "b": True, "f": 1.5}}
     assert type(loaded["cfg"]["d"]) is dict
 
 
@@ -180,6 +190,22 @@ def test_a_replaced_file_is_recognised_at_every_moment(saved, monkeypatch, n_ren
         ck.save_checkpoint(saved, {"state_dict": {}, "global_step": 4})
     assert ck.load_checkpoint(saved)["global_step"] == (3 if n_renames < 2 else 4)
     assert names(saved.parent) == ["last.ckpt", "last.ckpt.sha256"]
+
+
+def test_two_interruptions_in_a_row_leave_the_old_file_loadable(saved, monkeypatch):
+    """Each time the new hash is listed beside the old one, and the file never replaced."""
+    real_replace = os.replace
+
+    def replace(source, target):
+        if Path(target) == saved:
+            raise KeyboardInterrupt
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    for step in (4, 5):
+        with pytest.raises(KeyboardInterrupt):
+            ck.save_checkpoint(saved, {"state_dict": {}, "global_step": step})
+    assert ck.load_checkpoint(saved)["global_step"] == 3
 
 
 def test_replacing_a_file_without_hash_keeps_it_loadable(tmp_path, monkeypatch):
@@ -260,14 +286,23 @@ def test_a_transient_fault_is_retried_once(tmp_path, monkeypatch, n_faults, succ
 def test_the_content_is_on_disk_before_its_name(tmp_path, monkeypatch):
     events = []
     real = {name: getattr(os, name) for name in ("fsync", "replace")}
-    monkeypatch.setattr(os, "fsync", lambda fd: (
-        events.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))), real["fsync"](fd))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (
-        events.append(("name", str(a), str(b))), real["replace"](a, b))[1])
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (events.append(("sync", os.readlink(f"/proc/self/fd/{fd}"))), real["fsync"](fd))[
+            1
+        ],
+    )
+    monkeypatch.setattr(
+        os,
+        "replace",
+        lambda a, b: (events.append(("name", str(a), str(b))), real["replace"](a, b))[1],
+    )
     path = tmp_path / "a.ckpt"
     ck.save_checkpoint(path, {"x": 1})
-    named = next(i for i, event in enumerate(events)
-                 if event[0] == "name" and event[2] == str(path))
+    named = next(
+        i for i, event in enumerate(events) if event[0] == "name" and event[2] == str(path)
+    )
     assert ("sync", events[named][1]) in events[:named]
     assert ("sync", str(tmp_path)) in events[named:]
 

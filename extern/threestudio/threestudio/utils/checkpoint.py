@@ -6,7 +6,8 @@ the hash of its content. While a file is being replaced the hash file lists both
 old hash, so whichever of the two a crash leaves behind is still recognised.
 
 Reading checks the hash, then unpickles with ``weights_only=True`` and an allow-list of OmegaConf's
-containers, which old checkpoints hold. There is no way to load anything else.
+containers, which old checkpoints hold (`foreign_checkpoint`). There is no way to load anything
+else.
 """
 
 import collections
@@ -18,7 +19,6 @@ import re
 import secrets
 import shutil
 import time
-import typing
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +30,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from threestudio.logs import warn
+from threestudio.utils.foreign_checkpoint import allowed_globals, upstream_classes
 
 _STEP_NAME = re.compile(r"epoch=\d+-step=(\d+)(?:-v\d+)?\.ckpt")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -202,8 +203,11 @@ def _write_hashed(path: Path, write) -> None:
 
 def _replace(temporary: Path, path: Path, digest: str) -> None:
     """Rename ``temporary`` to ``path``, with a hash file that is right before and after."""
-    old = (_listed_hashes(path) or [_hash_of(path)]) if path.exists() else []
-    _write_small(hash_path(path), [digest, *old[:1]])
+    old = _listed_hashes(path) if path.exists() else []
+    if path.exists() and len(old) != 1:
+        # No hash, or two after an earlier interruption: only the file itself knows which is its.
+        old = [_hash_of(path)]
+    _write_small(hash_path(path), [digest, *old])
     os.replace(temporary, path)
     _sync_folder(path.parent)
     if old:
@@ -340,8 +344,9 @@ def step_of_name(path: str | Path) -> int | None:
 
 def _newest_first(folder: Path, faults: list) -> list[Path]:
     """Candidates by falling step; ``last.ckpt`` is left out where it repeats another file."""
-    ranked = [(step, path) for path in folder.glob("*.ckpt")
-              if (step := step_of_name(path)) is not None]
+    ranked = [
+        (step, path) for path in folder.glob("*.ckpt") if (step := step_of_name(path)) is not None
+    ]
     last = folder / "last.ckpt"
     if last.is_file():
         twins = [step for step, path in ranked if _same_content(path, last)]
@@ -404,7 +409,8 @@ def _listed_hashes(path: Path) -> list[str]:
 
 def _unpickle(file: BinaryIO, path: Path, map_location: Any) -> Any:
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
+        names = [*allowed_globals(), *upstream_classes(file)]
+        with torch.serialization.safe_globals(names):
             return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -421,20 +427,6 @@ def _unpickle(file: BinaryIO, path: Path, map_location: Any) -> Any:
         raise ValueError(
             f"checkpoint {path} is truncated, damaged or no checkpoint ({first_line[:120]})."
         ) from error
-
-
-def _allowed_globals() -> list:
-    """OmegaConf's data classes, which hold values and run nothing when rebuilt."""
-    import omegaconf
-    from omegaconf import base, nodes
-
-    names = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "EnumNode",
-             "BytesNode", "PathNode")
-    allowed = [getattr(nodes, name) for name in names if hasattr(nodes, name)]
-    allowed += [base.ContainerMetadata, base.Metadata, DictConfig, ListConfig]
-    allowed += [omegaconf.TupleConfig] if hasattr(omegaconf, "TupleConfig") else []
-    return allowed + [typing.Any, typing.Union, dict, list, tuple, set, int, float, str, bool,
-                      collections.defaultdict, collections.OrderedDict]
 
 
 def _without_omegaconf(value: Any) -> Any:
