@@ -45,3 +45,14 @@ def test_an_error_of_the_code_keeps_its_traceback(tmp_path, monkeypatch, no_gpu_
     monkeypatch.setattr("threestudio.launcher.stages.plan_stages", fail)
     with pytest.raises(AttributeError, match="a defect"):
         main(["--config", "x.yaml", "--train"], root=tmp_path)
+
+
+def test_an_error_is_told_without_credentials(tmp_path, capsys, monkeypatch, no_gpu_selection):
+    monkeypatch.setenv("HF_TOKEN", "canary-value")
+
+    def fail(*args):
+        raise OSError("https://me:pass-word@hub refuses canary-value")
+
+    monkeypatch.setattr("threestudio.launcher.stages.plan_stages", fail)
+    assert main(["--config", "x.yaml", "--train"], root=tmp_path) == 1
+    assert capsys.readouterr().err.endswith("https://<redacted>@hub refuses <redacted>\n")

@@ -47,7 +47,8 @@ def test_a_training_leaves_the_documented_folder(start, trial):
     }
     assert list((folder / "tb_logs" / "version_0").glob("events*"))
     rows = (folder / "csv_logs/version_0/metrics.csv").read_text().splitlines()
-    assert len(rows) == 31 and "train/loss_fit" in rows[0]
+    # One row per step for the losses, one for the learning rates.
+    assert len(rows) == 61 and {"train/loss_fit", "lr-Adam/net"} <= set(rows[0].split(","))
     checkpoint = load_checkpoint(folder / "ckpts/last.ckpt")
     assert checkpoint["global_step"] == 30 and checkpoint["seed"] == 0
     assert checkpoint["config"]["system_type"] == "tiny-system"

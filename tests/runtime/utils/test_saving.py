@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -149,13 +150,13 @@ def test_faults_reach_the_hook(saver, tmp_path):
         seen[0][1], OSError)
 
 
-def test_trackers_never_stop_a_run(saver, caplog):
-    saver.create_loggers({})
-    saver.create_loggers({"wandb": {"enable": False}})
-    assert saver.get_loggers() == []
-    saver.create_loggers({"wandb": {"enable": True, "project": "p", "name": "n"}})
-    if saver.get_loggers() == []:
-        assert "wandb is left out" in caplog.text
+def test_trackers_never_stop_a_run(saver, tmp_path, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what import makes of an absent module
+    for cfg in ({}, None, {"wandb": {"enable": False}}, {"wandb": {"enable": True}}):
+        saver.create_loggers(cfg)
+        assert saver.get_loggers() == [] and caplog.text == ""
+    saver.start_loggers(tmp_path)
+    assert saver.get_loggers() == [] and caplog.text.count("wandb is left out") == 1
 
     class Broken:
         @property
@@ -163,5 +164,9 @@ def test_trackers_never_stop_a_run(saver, caplog):
             raise ConnectionError("no network")
 
     saver._wandb_logger = Broken()
-    saver.save_rgb_image("a.png", torch.zeros(2, 2, 3), name="x", step=1)
-    assert "wandb is left out from here on" in caplog.text and saver.get_loggers() == []
+    for step in range(2):
+        saver.save_rgb_image("a.png", torch.zeros(2, 2, 3), name="x", step=step)
+    saver.save_rgb_image("b.png", torch.zeros(2, 2, 3))
+    assert caplog.text.count("Broken stops logging: ") == 1
+    saver.finish_loggers()
+    assert saver.get_loggers() == []

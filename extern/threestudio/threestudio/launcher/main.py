@@ -15,6 +15,7 @@ from threestudio.launcher.arguments import (
     select_gpus,
 )
 from threestudio.logs import get_rank, logger
+from threestudio.utils.redaction import RedactingFormatter, redact
 
 USAGE_ERROR = 2
 
@@ -64,16 +65,18 @@ def _report(error: BaseException, verbose: bool, status: int) -> int:
     """Print an error as a sentence; the traceback only on request."""
     if verbose:
         logger.error("The run stopped.", exc_info=error)
-    print(f"launch.py: error: {error}", file=sys.stderr)
+    print(f"launch.py: error: {redact(str(error))}", file=sys.stderr)
     return status
 
 
 def _set_up_logging(verbose: bool) -> None:
-    """Write log lines to stderr, on rank 0.
+    """Write log lines to stderr, on rank 0, without credentials.
 
     The handler sits on the root logger: where that has one, lightning adds none of its own, and
     no line appears twice.
     """
     if get_rank() == 0 and not logging.getLogger().handlers:
-        logging.basicConfig(format="[%(levelname)s] %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(RedactingFormatter("[%(levelname)s] %(message)s"))
+        logging.basicConfig(handlers=[handler])
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -23,7 +23,7 @@ from threestudio.launcher.guards import (
 from threestudio.launcher.progress import RunProgress
 from threestudio.launcher.quiet import silence_lightning
 from threestudio.launcher.ranks import share_among_ranks
-from threestudio.launcher.run_logs import make_loggers
+from threestudio.launcher.run_logs import make_loggers, make_monitors
 from threestudio.launcher.signals import INTERRUPTED, StopSignals, folder_lock
 from threestudio.systems.base import BaseLift3DSystem
 from threestudio.utils.callbacks import CodeSnapshotCallback, ConfigSnapshotCallback
@@ -31,6 +31,7 @@ from threestudio.utils.checkpoint import find_newest_checkpoint, load_checkpoint
 from threestudio.utils.checkpoint_schedule import AtomicCheckpointIO, CheckpointSchedule
 from threestudio.utils.config import config_to_primitive
 from threestudio.utils.misc import find_last_path, get_rank
+from threestudio.utils.redaction import redact, redact_tree
 from threestudio.utils.rng import seed_global_generators, set_experiment_seed
 
 MODES = ("train", "validate", "test", "export")
@@ -127,6 +128,7 @@ class _Run:
         )
         self.system.set_save_dir(str(self.trial_dir / "save"))
         self.system.profile = str(self.cfg.get("profile", ""))
+        self.system.profile_is_builtin = bool(self.cfg.get("profile_is_builtin", False))
 
     def train(self, argv: list[str], config_path: Path | None) -> None:
         """Fit, then test with the weights in memory."""
@@ -147,9 +149,15 @@ class _Run:
             ),
             *([schedule] if schedule is not None else []),
         ]
-        loggers = make_loggers(self.trial_dir, self.system.get_loggers()) if get_rank() == 0 else []
-        trainer = self._trainer(options, callbacks, loggers)
+        loggers = self._start_loggers() if get_rank() == 0 else []
+        trainer = self._trainer(options, [*callbacks, *make_monitors(loggers)], loggers)
         self._report_resume(trainer.max_steps)
+        try:
+            self._fit_and_test(trainer, schedule)
+        finally:
+            self.system.finish_loggers()
+
+    def _fit_and_test(self, trainer: pl.Trainer, schedule: CheckpointSchedule | None) -> None:
         try:
             trainer.fit(self.system, datamodule=self.datamodule, ckpt_path=self._path())
         except StoppedEarly:
@@ -161,6 +169,10 @@ class _Run:
             self.last_checkpoint = trainer.strategy.broadcast(schedule.last_path or self.resume)
         if self.signals.exit_code in (0, INTERRUPTED):
             self._final_test(trainer)
+
+    def _start_loggers(self) -> list:
+        self.system.start_loggers(self.trial_dir, config_to_primitive(self.cfg))
+        return make_loggers(self.trial_dir, self.system.get_loggers())
 
     def _final_test(self, trainer: pl.Trainer) -> None:
         step = self.system.global_step
@@ -216,7 +228,7 @@ class _Run:
     def _metadata(self) -> dict[str, Any]:
         return {
             "threestudio_version": threestudio.__version__,
-            "config": config_to_primitive(self.cfg),
+            "config": redact_tree(config_to_primitive(self.cfg)),
             "profile": str(self.cfg.get("profile", "")),
             "seed": int(self.cfg.seed),
         }
@@ -311,9 +323,8 @@ def _sweep_save_folder(folder: Path) -> None:
 
 def _write_command(trial_dir: Path, argv: list[str]) -> None:
     program = sys.argv[0] or "launch.py"
-    (trial_dir / "cmd.txt").write_text(
-        f"python {shlex.join([program, *argv])}\n", encoding="utf-8"
-    )
+    words = [redact(word) for word in (program, *argv)]
+    (trial_dir / "cmd.txt").write_text(f"python {shlex.join(words)}\n", encoding="utf-8")
 
 
 def _config_of(argv: Sequence[str]) -> Path | None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from omegaconf import OmegaConf
 
 import threestudio
 from threestudio.launcher.progress import RunProgress
-from threestudio.utils.config import dump_config
+from threestudio.utils.config import config_to_primitive, dump_config
+from threestudio.utils.redaction import redact, redact_tree, redact_values
 from threestudio.utils.saving import replacing
 
 # Data and weights have their own records; a snapshot is for reading.
@@ -52,7 +54,8 @@ class VersionedCallback(pl.Callback):
 class CodeSnapshotCallback(VersionedCallback):
     """Copies the source files of the working copy when a training starts; never stops a run.
 
-    Taken are files that git tracks or does not ignore, except ``load/`` and files above 1 MiB.
+    Taken are files that git tracks or does not ignore, except ``load/``, files above 1 MiB and
+    those that hold credentials by their names; the credentials of the environment are left out.
     """
 
     def get_file_list(self) -> list[str]:
@@ -62,15 +65,15 @@ class CodeSnapshotCallback(VersionedCallback):
             check=True, capture_output=True, text=True,
         ).stdout.split("\0")
         return [name for name in dict.fromkeys(listed)
-                if name and not name.startswith("load/") and os.path.isfile(name)
-                and os.path.getsize(name) <= _LARGEST_BYTES]
+                if name and not name.startswith("load/") and not _is_private(name)
+                and os.path.isfile(name) and os.path.getsize(name) <= _LARGEST_BYTES]
 
     def save_snapshot(self) -> None:
         """Copy the files."""
         for name in self.get_file_list():
             target = os.path.join(self.savedir, name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copyfile(name, target)
+            _copy_without_credentials(name, target)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -83,6 +86,8 @@ class CodeSnapshotCallback(VersionedCallback):
 
 class ConfigSnapshotCallback(VersionedCallback):
     """Writes ``parsed.yaml``, the config in force, and ``raw.yaml``, the file it came from.
+
+    Credentials are left out of both; see `threestudio.utils.redaction`.
 
     Args:
         config_path: the config file that the user named; None leaves ``raw.yaml`` out.
@@ -100,9 +105,35 @@ class ConfigSnapshotCallback(VersionedCallback):
         if trainer.is_global_zero:
             os.makedirs(self.savedir, exist_ok=True)
             with replacing(os.path.join(self.savedir, "parsed.yaml")) as path:
-                dump_config(path, self.config)
+                dump_config(path, _without_credentials(self.config))
             if self.config_path is not None:
-                shutil.copyfile(self.config_path, os.path.join(self.savedir, "raw.yaml"))
+                text = Path(self.config_path).read_text(encoding="utf-8")
+                raw = Path(self.savedir, "raw.yaml")
+                raw.write_text(redact(text), encoding="utf-8")
+
+
+def _without_credentials(config: Any) -> Any:
+    """The config itself where it holds none, so that nothing else about it changes."""
+    # Not resolved: what is escaped stays escaped.
+    plain = config_to_primitive(config, resolve=False) if OmegaConf.is_config(config) else config
+    clean = redact_tree(plain)
+    return config if clean == plain else OmegaConf.create(clean)
+
+
+def _is_private(name: str) -> bool:
+    base = os.path.basename(name)
+    return base.startswith(".env") or base == ".netrc" or base.endswith((".pem", ".key"))
+
+
+def _copy_without_credentials(source: str, target: str) -> None:
+    data = Path(source).read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        shutil.copyfile(source, target)
+        return
+    clean = redact_values(text)
+    Path(target).write_bytes(data if clean == text else clean.encode("utf-8"))
 
 
 class CustomProgressBar(RunProgress):

@@ -50,12 +50,16 @@ def why_no_download(allow_download: bool) -> str | None:
         return "downloads were not asked for"
     if is_offline():
         return "the environment says to stay offline (HF_HUB_OFFLINE)"
-    return _network_problem()
+    return unreachable(_hub_endpoint())
 
 
-def _network_problem() -> str | None:
-    """Try to reach the hub, or the proxy before it, for `PROBE_SECONDS`; None when it answers."""
-    target = urllib.parse.urlsplit(_hub_endpoint())
+def unreachable(address: str) -> str | None:
+    """Try to reach a server, or the proxy before it, for `PROBE_SECONDS`; None when it answers.
+
+    Args:
+        address: of the form ``https://host[:port]``.
+    """
+    target = urllib.parse.urlsplit(address)
     proxy = urllib.request.getproxies().get(target.scheme)
     if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
         target = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-import threestudio
 from threestudio.utils import image_grid
 from threestudio.utils.checkpoint import save_checkpoint
 from threestudio.utils.mesh_files import write_obj
 from threestudio.utils.misc import get_rank
+from threestudio.utils.redaction import redact_values
+from threestudio.utils.trackers import finish_wandb, start_wandb, track_media
 
 _IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -33,6 +34,7 @@ class SaverMixin:
     """
 
     _save_dir: str | None = None
+    _wandb_cfg: dict | None = None
     _wandb_logger: Any = None
 
     # Folder
@@ -70,32 +72,33 @@ class SaverMixin:
     # Trackers
 
     def create_loggers(self, cfg_loggers: Any) -> None:
-        """Start the trackers of ``cfg.loggers``; one that fails is reported and left out."""
+        """Take note of the trackers of ``cfg.loggers``; a training starts them."""
         wandb = (cfg_loggers or {}).get("wandb") or {}
-        if not wandb.get("enable", False):
-            return
-        try:
-            from pytorch_lightning.loggers import WandbLogger
+        self._wandb_cfg = dict(wandb) if wandb.get("enable", False) else None
 
-            self._wandb_logger = WandbLogger(project=wandb.get("project"), name=wandb.get("name"))
-        except Exception as error:  # a tracker may fail in any way, and never stops a run
-            threestudio.warn("wandb is left out: %s", error)
+    def start_loggers(self, folder: str | os.PathLike, config: Any = None) -> None:
+        """Start the trackers that the config enables; one that fails is reported and left out.
+
+        Args:
+            folder: output folder of the run.
+            config: the experiment as plain containers, for the trackers that show it.
+        """
+        if self._wandb_cfg is not None:
+            self._wandb_logger = start_wandb(self._wandb_cfg, folder, config)
 
     def get_loggers(self) -> list:
         """Return the trackers that run, as Lightning loggers."""
         return [self._wandb_logger] if self._wandb_logger is not None else []
 
-    def _track(self, kind: str, name: str | None, path: str, step: int | None) -> None:
-        if self._wandb_logger is None or name is None:
-            return
-        try:
-            import wandb
-
-            media = wandb.Image(path) if kind == "image" else wandb.Video(path)
-            self._wandb_logger.experiment.log({name: media, "trainer/global_step": step})
-        except Exception as error:  # see create_loggers
-            threestudio.warn("wandb is left out from here on: %s", error)
+    def finish_loggers(self) -> None:
+        """End what `start_loggers` started."""
+        if self._wandb_logger is not None:
+            finish_wandb(self._wandb_logger)
             self._wandb_logger = None
+
+    def _track(self, kind: str, name: str | None, path: str, step: int | None) -> None:
+        if self._wandb_logger is not None and name is not None:
+            track_media(self._wandb_logger, kind, name, path, step)
 
     # Pictures
 
@@ -221,18 +224,22 @@ class SaverMixin:
         return path
 
     def save_json(self, filename: str, payload: Any) -> str:
-        """Save ``payload``, tensors as lists, as JSON."""
+        """Save ``payload``, tensors as lists, as JSON; credentials in its text are left out."""
         def plain(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu().numpy()
             return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
-        text = json.dumps(payload, indent=2, default=plain) + "\n"
+        text = redact_values(json.dumps(payload, indent=2, default=plain)) + "\n"
         return self._save(filename, lambda path: Path(path).write_text(text, encoding="utf-8"))
 
     def save_file(self, filename: str, src_path: str | os.PathLike) -> str:
         """Copy a file into the save folder."""
         return self._save(filename, lambda path: shutil.copyfile(src_path, path))
+
+    def save_with_writer(self, filename: str, write: Callable[[str], Any]) -> str:
+        """Save what ``write(path)`` writes; it gets a temporary path with the file's suffix."""
+        return self._save(filename, write)
 
     def save_mesh(self, filename: str, v_pos, t_pos_idx, v_tex=None, t_tex_idx=None) -> str:
         """Save bare geometry: vertices [V, 3] and triangles [T, 3], with texture coordinates."""

@@ -3,6 +3,8 @@
 import hashlib
 import re
 
+from threestudio.utils.redaction import redact_values
+
 # Common file systems allow 255 bytes; the rest is left for suffixes such as a second's counter.
 _MAX_BYTES = 200
 _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]")
@@ -13,13 +15,13 @@ def safe_folder_name(text: str, suffix: str = "") -> str:
 
     Ordinary text is kept as it is. Path separators and control characters become underscores, a
     name of dots only gets an underscore, and a long text is cut and marked with its hash, so that
-    different texts keep different names.
+    different texts keep different names. Credentials are left out.
 
     Args:
         text: any text, such as a prompt.
         suffix: appended after cutting, such as a time stamp.
     """
-    name = _UNSAFE.sub("_", text).strip(" ")
+    name = _UNSAFE.sub("_", redact_values(text)).strip(" ")
     suffix = _UNSAFE.sub("_", suffix)
     encoded = name.encode("utf-8", errors="replace")
     if len(encoded) > _MAX_BYTES:
