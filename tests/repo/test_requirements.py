@@ -16,7 +16,16 @@ SAFE_FLOORS = {"torch": "2.10", "transformers": "5.3", "omegaconf": "2.4", "pill
 SAFE_FLOORS |= {"pytorch-lightning": "2.6.6"}
 NEVER = {"torchvision", "lightning", "gradio"}
 # Used where they are installed, with a sentence that names the package where they are not.
-OPTIONAL = {"tinycudann", "nerfacc", "wandb", "torchvision", "xformers", "bitsandbytes", "xatlas"}
+OPTIONAL = {
+    "tinycudann",
+    "nerfacc",
+    "wandb",
+    "torchvision",
+    "xformers",
+    "bitsandbytes",
+    "xatlas",
+    "triton",
+}
 OPTIONAL |= {"mcubes", "scipy", "apex", "lpips"}
 # Imported, and certain to come with a requirement of ours that cannot work without it.
 COMES_WITH = {"yaml": "omegaconf"}
@@ -104,8 +113,12 @@ def test_no_pin_is_below_its_safe_floor(pinned):
 
 
 def test_the_packages_own_floors_are_safe_too(package):
-    bounds = map(Requirement, package["dependencies"] + package["optional-dependencies"]["media"]
-                 + package["optional-dependencies"]["diffusion"])
+    bounds = map(
+        Requirement,
+        package["dependencies"]
+        + package["optional-dependencies"]["media"]
+        + package["optional-dependencies"]["diffusion"],
+    )
     found = {canonicalize_name(bound.name): bound.specifier for bound in bounds}
     for name, floor in SAFE_FLOORS.items():
         (lowest,) = [Version(s.version) for s in found[name] if s.operator == ">="]

@@ -7,6 +7,7 @@ in `torch_backend` defines the semantics.
     back end     devices      dtypes          second derivatives
     torch        any          any floating    yes
     cpu          CPU          fp32, fp64      yes, through the twin
+    triton       CUDA         fp32 to bf16    yes, through the twin
     tinycudann   CUDA         fp32            as the installed package offers
 
 Dimension names: n points, d input dimensions, p parameters, f = levels x features per level.
@@ -22,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from threestudio.kernels import cpu_backend, torch_backend
+from threestudio.kernels import cpu_backend, torch_backend, triton_backend
 from threestudio.kernels.grid_layout import GridLayout
 
-BACKENDS = ("auto", "torch", "cpu", "tinycudann")
+BACKENDS = ("auto", "torch", "cpu", "triton", "tinycudann")
 
 # tiny-cuda-nn's initial range and default seed.
 INIT_RANGE = 1e-4
@@ -49,8 +50,8 @@ def hash_grid_encode(
         x: positions, nominally in [0, 1]; any strides, n may be 0.
         params: flat table, level then entry then feature, of ``layout.n_params`` numbers.
         backend: one of `BACKENDS`. "auto" takes, on the CPU, the compiled kernel, else the twin
-            with one warning; on CUDA an installed tinycudann, else the twin with one warning. Any
-            other choice is kept or refused, never replaced.
+            with one warning; on CUDA Triton, else an installed tinycudann, else the twin with one
+            warning. Any other choice is kept or refused, never replaced.
 
     Returns:
         Features ordered by level, in the dtype of ``params``; differentiable with respect to ``x``
@@ -66,6 +67,36 @@ def hash_grid_encode(
         # Positions need the precision: a 16-bit coordinate cannot name a cell of a fine level.
         x = x.to(torch.promote_types(params.dtype, torch.float32))
     return _select(backend, params, layout)(x, params, layout)
+
+
+def hash_grid_encode_sum(
+    x: Float[Tensor, "n 3"],
+    x_time: Float[Tensor, "n 4"],
+    static_params: Float[Tensor, "p"],
+    dynamic_params: Float[Tensor, "q"],
+    static_layout: GridLayout,
+    dynamic_layout: GridLayout,
+    backend: str = "auto",
+) -> Float[Tensor, "n f"]:
+    """Sum of a 3D grid at x and a 4D grid at x_time: the features of 4D-fy, section 3.1.
+
+    ``x_time`` are the points ``x`` with their times appended; gradients may reach either.
+    Triton computes both in one pass over the points where they have the same scales; every other
+    back end encodes twice and adds. Arguments, differentiability and errors otherwise as those of
+    `hash_grid_encode`.
+    """
+    _check_arguments(x, static_params, static_layout)
+    _check_arguments(x_time, dynamic_params, dynamic_layout)
+    if triton_backend.can_sum(static_layout, dynamic_layout):
+        chosen = {
+            _select(backend, params, layout)
+            for params, layout in ((static_params, static_layout), (dynamic_params, dynamic_layout))
+        }
+        if chosen == {triton_backend.encode} and static_params.dtype == dynamic_params.dtype:
+            tables, layouts = (static_params, dynamic_params), (static_layout, dynamic_layout)
+            return triton_backend.encode_sum(x_time.float(), tables, layouts)
+    static = hash_grid_encode(x, static_params, static_layout, backend)
+    return static + hash_grid_encode(x_time, dynamic_params, dynamic_layout, backend)
 
 
 def available_backends(layout: GridLayout, device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -108,12 +139,15 @@ def _select(backend: str, params: Tensor, layout: GridLayout) -> Encode:
             "C++17 compiler (for example: apt install g++) and start again."
         )
     elif device.type == "cuda":
+        reason = triton_backend.unavailable_reason(device, dtype)
+        if not reason:
+            return triton_backend.encode
         if dtype == torch.float32 and _tinycudann_is_installed():
             return _encode_tinycudann
         _warn_once(
-            "No compiled CUDA hash grid is available. Using the PyTorch twin, which is several "
-            "times slower and holds every corner's value for the backward pass. "
-            "To remedy this, install tinycudann."
+            f"No compiled CUDA hash grid is available: {reason} Using the PyTorch twin, which is "
+            "several times slower and holds every corner's value for the backward pass. "
+            "To remedy this, install triton or tinycudann."
         )
     return torch_backend.encode
 
@@ -137,6 +171,13 @@ def _why_not(
             return ValueError(
                 f"Hash grid back end {backend!r} serves {needed} tensors of {names}; got {dtype} "
                 f"on {device}. Use backend='auto', or move the encoding."
+            )
+    if backend == "triton":
+        reason = triton_backend.unavailable_reason(device, dtype)
+        if reason:
+            return RuntimeError(
+                f"Hash grid back end 'triton' was asked for but cannot run: {reason} "
+                "Use backend='auto', or move the encoding."
             )
     if backend == "cpu" and not cpu_backend.is_available(layout, dtype):
         reason = cpu_backend.unavailable_reason(layout, dtype)
@@ -171,6 +212,7 @@ def _encode_tinycudann(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
 _ENCODERS: dict[str, Encode] = {
     "torch": torch_backend.encode,
     "cpu": cpu_backend.encode,
+    "triton": triton_backend.encode,
     "tinycudann": _encode_tinycudann,
 }
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from threestudio.kernels.hash_grid import HashGridEncoding
+from threestudio.kernels.hash_grid import HashGridEncoding, hash_grid_encode_sum
 from threestudio.utils.base import Updateable
 
 # Length d of the fade between the end and the start of looping time, as a share of the loop.
@@ -125,10 +125,15 @@ class HashGridSpatialTime(SpatialTimeEncoding):
             frame_times: one per point, (n,) or (n, 1), or a single one for all; None takes
                 `frame_time`, or 0 where that is unset.
         """
-        features = self.encoding(x)
         if self.static and self.skip_time_when_static:
-            return features
-        return features + self.encode_time(self.points_in_time(x, frame_times))
+            return self.encoding(x)
+        in_time = self.points_in_time(x, frame_times)
+        if self.loop_time:
+            return self.encoding(x) + self.encode_time(in_time)
+        space, time = self.encoding, self.encoding_time
+        return hash_grid_encode_sum(
+            x, in_time, space.params, time.params, space.layout, time.layout, space.backend
+        )
 
 
 class HashGridSpatialTimeDeform(SpatialTimeEncoding):
