@@ -1,39 +1,89 @@
-"""Speed of the hash grid's back ends, beside the floor that the memory system sets.
+"""Speed of the hash grid's back ends, beside what the memory system allows.
 
-    python tests/benchmarks/hash_grid.py [--points N] [--repeats R] [--cpu-time] [--write]
+    python tests/benchmarks/hash_grid.py [--device cpu|cuda] [--log2-points 14 17] [--write]
 
-All candidates run interleaved in one process; the table gives medians, with the best in brackets.
-Compare the ratios, which survive a busy machine, rather than the milliseconds. Where even they do
-not, ``--cpu-time`` on one thread counts the time that the process itself was running. ``--write``
-stores the report under tests/benchmarks/results/.
+3D, 4D, and 4D-fy's sum of both, at the published size (16 levels x 2 features, 2^19 entries) and at
+the embedded profile's. Every back end that this machine has is run in turn in one process, so the
+ratios survive a busy machine; times are medians, the best in brackets. On the CPU the floor is bare
+loops over the very addresses that a kernel visits; on any device the ceiling is the rate of a plain
+copy. Useful bytes count the table entries alone: read once forward, read and written once in the
+gradient to the table. `--cpu-time` counts the time that the process itself was running, for one
+thread on a busy CPU. `--write` stores the report under tests/benchmarks/results/.
 """
+
+from __future__ import annotations
 
 import argparse
 import ctypes
-import datetime
-import os
-import platform
-import re
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from threestudio.kernels import GridLayout, cpu_backend, hash_grid_encode, native_build
+from threestudio.kernels import GridLayout, native_build
+from threestudio.kernels.hash_grid import (
+    available_backends,
+    hash_grid_encode,
+    hash_grid_encode_sum,
+)
 from threestudio.kernels.torch_backend import corner_indices
 
-HERE = Path(__file__).parent
-FLOOR_SOURCE = HERE / "hash_grid_floor.cpp"
+sys.path.insert(0, str(Path(__file__).parent))
 
+from circumstances import as_lines, describe_circumstances, result_path  # noqa: E402
+
+FLOOR_SOURCE = Path(__file__).parent / "hash_grid_floor.cpp"
 PAPER = {"n_levels": 16, "log2_hashmap_size": 19, "base_resolution": 16}
 PAPER["per_level_scale"] = 1.447269237440378
-SMALL = {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.5}
+EMBEDDED = {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.42}
+EMBEDDED_LOG2_POINTS = 14
+GRIDS = {"3D": (3,), "4D": (4,), "3D + 4D": (3, 4)}
+PASSES = ("forward", "backward t", "backward x+t")
+MOST_CORNER_BYTES = 2**31
+"""The twin keeps every corner's value for its backward pass; beyond this it is left out."""
+
+Case = Callable[[], None]
 
 
-def floor_probes(x: torch.Tensor, layout: GridLayout) -> dict[str, Callable[[], None]]:
-    """Bare loops over the addresses that the kernel visits for ``x``."""
+@dataclass(frozen=True)
+class Bench:
+    """Where and how long things are measured."""
+
+    device: torch.device
+    repeats: int
+    uses_cpu_time: bool
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.process_time() if self.uses_cpu_time else time.perf_counter()
+
+    def measure(self, cases: dict[str, Case]) -> dict[str, list[float]]:
+        """Milliseconds of each case, run in turn; the first round warms caches and allocators."""
+        samples: dict[str, list[float]] = {name: [] for name in cases}
+        for run in range(self.repeats + 1):
+            for name, case in cases.items():
+                begin = self.now()
+                case()
+                if run:
+                    samples[name].append((self.now() - begin) * 1e3)
+        return samples
+
+    def copy_rate(self) -> float:
+        """Bytes a second that a plain copy reads and writes, of 64 MiB (1 GiB on a GPU)."""
+        count = 2**28 if self.device.type == "cuda" else 2**24
+        source = torch.zeros(count, device=self.device)
+        target = torch.empty_like(source)
+        best = min(self.measure({"copy": lambda: target.copy_(source)})["copy"])
+        return 2 * 4 * count / (best * 1e-3)
+
+
+def floor_probes(x: torch.Tensor, layout: GridLayout) -> dict[str, Case]:
+    """Bare loops over the addresses that the CPU kernel visits for ``x``."""
     library = ctypes.CDLL(str(native_build.build(FLOOR_SOURCE, {})))
     n_levels, n_threads = layout.n_levels, torch.get_num_threads()
     indices = []
@@ -48,7 +98,7 @@ def floor_probes(x: torch.Tensor, layout: GridLayout) -> dict[str, Callable[[], 
     library.gather.argtypes = library.read_add_write.argtypes = shared
     library.gather.restype = ctypes.c_float
 
-    def probe(function: Callable) -> Callable[[], None]:
+    def probe(function: Callable) -> Case:
         def run() -> None:
             function(
                 index.data_ptr(), starts.data_ptr(), table.data_ptr(),
@@ -60,135 +110,144 @@ def floor_probes(x: torch.Tensor, layout: GridLayout) -> dict[str, Callable[[], 
     return {"gather": probe(library.gather), "read-add-write": probe(library.read_add_write)}
 
 
-def grid_cases(x: torch.Tensor, layout: GridLayout, backend: str) -> dict[str, Callable[[], None]]:
-    """Forward, and backward to the table and to both, of one back end."""
-    params = torch.randn(layout.n_params, generator=torch.Generator().manual_seed(0))
-    params.requires_grad_()
+def grid_cases(x: torch.Tensor, layouts: list[GridLayout], backend: str) -> dict[str, Case]:
+    """Forward, and backward to the tables and to everything, of one back end."""
+    generator = torch.Generator().manual_seed(0)
+    tables = [
+        torch.randn(layout.n_params, generator=generator).to(x.device).requires_grad_()
+        for layout in layouts
+    ]
     points = x.clone().requires_grad_()
-    grad = torch.randn(len(x), layout.n_output_dims, generator=torch.Generator().manual_seed(1))
-    features = hash_grid_encode(x, params, layout, backend)
-    features_of_points = hash_grid_encode(points, params, layout, backend)
+    grad = torch.randn((len(x), layouts[0].n_output_dims), generator=generator).to(x.device)
+
+    def encode(at: torch.Tensor) -> torch.Tensor:
+        if len(layouts) == 2:
+            return hash_grid_encode_sum(at[:, :3], at, *tables, *layouts, backend)
+        return hash_grid_encode(at, tables[0], layouts[0], backend)
+
+    features, features_of_points = encode(x), encode(points)
 
     def forward() -> None:
         with torch.no_grad():
-            hash_grid_encode(x, params, layout, backend)
+            encode(x)
 
-    def backward_table() -> None:
-        torch.autograd.grad(features, params, grad, retain_graph=True)
+    def backward_tables() -> None:
+        torch.autograd.grad(features, tables, grad, retain_graph=True)
 
-    def backward_both() -> None:
-        torch.autograd.grad(features_of_points, (points, params), grad, retain_graph=True)
+    def backward_all() -> None:
+        torch.autograd.grad(features_of_points, (points, *tables), grad, retain_graph=True)
 
-    return {"forward": forward, "backward t": backward_table, "backward x+t": backward_both}
-
-
-def measure(
-    cases: dict[str, Callable[[], None]], repeats: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Milliseconds of each case, run in turn."""
-    samples: dict[str, list[float]] = {name: [] for name in cases}
-    for run in range(repeats + 1):
-        for name, case in cases.items():
-            begin = clock()
-            case()
-            if run:  # the first round warms caches and allocators
-                samples[name].append((clock() - begin) * 1e3)
-    return samples
+    return dict(zip(PASSES, (forward, backward_tables, backward_all), strict=True))
 
 
-def report(
-    title: str, layout: GridLayout, n_points: int, repeats: int, clock: Callable[[], float]
-) -> list[str]:
-    x = torch.rand(n_points, layout.n_input_dims, generator=torch.Generator().manual_seed(2))
-    cases = {f"floor {name}": run for name, run in floor_probes(x, layout).items()}
-    for backend in ("cpu", "torch"):
-        cases |= {f"{backend} {name}": run for name, run in grid_cases(x, layout, backend).items()}
-    samples = measure(cases, repeats, clock)
-    times = {name: statistics.median(ms) for name, ms in samples.items()}
-    best = {name: min(ms) for name, ms in samples.items()}
-    gather, update = times["floor gather"], times["floor read-add-write"]
-    floors = {"forward": gather, "backward t": update, "backward x+t": gather + update}
-    lines = [
-        f"## {title}, N = {n_points}",
-        "",
-        f"Floor: gather {gather:.2f} ms, read-add-write {update:.2f} ms.",
-        "",
-        "| pass | cpu, ms | x floor | torch twin, ms | twin / cpu |",
-        "|---|---|---|---|---|",
-    ]
-    for name, floor in floors.items():
-        cpu, twin = times[f"cpu {name}"], times[f"torch {name}"]
-        lines.append(
-            f"| {name} | {cpu:.2f} ({best[f'cpu {name}']:.2f}) | {cpu / floor:.2f} | "
-            f"{twin:.1f} ({best[f'torch {name}']:.1f}) | {twin / cpu:.1f} |"
-        )
-    return [*lines, ""]
+def entry_bytes(layouts: list[GridLayout], n_points: int) -> int:
+    """Bytes of the table entries that the corners of all points name."""
+    return sum(
+        n_points * layout.n_levels * 2**layout.n_input_dims * layout.n_features_per_level * 4
+        for layout in layouts
+    )
 
 
-def overhead(repeats: int = 200) -> str:
-    """Time of one call over few points, which is nearly all overhead."""
-    layout = GridLayout.from_config(3, SMALL)
-    x = torch.rand(16, 3, generator=torch.Generator().manual_seed(3))
-    cases = grid_cases(x, layout, "cpu")
-    samples = measure(cases, repeats, time.perf_counter)
-    times = {name: statistics.median(ms) for name, ms in samples.items()}
-    shown = ", ".join(f"{name} {ms * 1e3:.0f} us" for name, ms in times.items())
-    return f"One call of the cpu back end over 16 points, 8 levels, 3D: {shown}."
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def environment() -> list[str]:
-    compiler = native_build.find_compiler()
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+def rows_of(grid: str, config: dict, n_points: int, bench: Bench, rate: float) -> list[dict]:
+    """One row for each pass and back end."""
+    layouts = [GridLayout.from_config(dims, config) for dims in GRIDS[grid]]
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand((n_points, max(GRIDS[grid])), generator=generator).to(bench.device)
+    touched = entry_bytes(layouts, n_points)
+    backends = available_backends(layouts[-1], bench.device, torch.float32)
+    if touched > MOST_CORNER_BYTES:
+        backends.remove("torch")
+    cases = {}
+    if bench.device.type == "cpu":
+        probes = [floor_probes(x[:, : layout.n_input_dims], layout) for layout in layouts]
+        for name in probes[0]:
+            cases["floor", name] = lambda name=name: [probe[name]() for probe in probes]
+    for backend in backends:
+        for name, case in grid_cases(x, layouts, backend).items():
+            cases[backend, name] = case
+    samples = bench.measure(cases)
+    median = {name: statistics.median(ms) for name, ms in samples.items()}
+    floors = {}
+    if bench.device.type == "cpu":
+        gather, update = median["floor", "gather"], median["floor", "read-add-write"]
+        floors = dict(zip(PASSES, (gather, update, gather + update), strict=True))
+    traffic = dict(zip(PASSES, (touched, 2 * touched, 3 * touched), strict=True))
     return [
-        f"# Hash grid back ends, {datetime.date.today().isoformat()}",
-        "",
-        f"- hardware: {processor()}, {os.cpu_count()} cores; threads: {torch.get_num_threads()}",
-        f"- Python {platform.python_version()}, torch {torch.__version__}, {' '.join(compiler)}",
-        f"- load average before the run (1, 5, 15 minutes): {load}",
-        f"- command: `python tests/benchmarks/hash_grid.py {' '.join(sys.argv[1:])}`",
-        "- times are medians (best in brackets); x+t = gradient to positions and table; the floor",
-        "  of x+t is the sum of the two loops",
-        "",
+        {
+            "grid": grid,
+            "log2_points": n_points.bit_length() - 1,
+            "levels": config["n_levels"],
+            "pass": name,
+            "backend": backend,
+            "ms": median[backend, name],
+            "best_ms": min(samples[backend, name]),
+            "x_floor": median[backend, name] / floors[name] if floors else None,
+            "useful_share_of_copy_rate": traffic[name] / (median[backend, name] * 1e-3) / rate,
+            "twin_over_it": _ratio(median.get(("torch", name)), median[backend, name]),
+        }
+        for name in PASSES
+        for backend in backends
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", type=int, default=2**15, help="points of the paper's grids")
+def _ratio(other: float | None, own: float) -> float | None:
+    return None if other is None else other / own
+
+
+def as_table(rows: list[dict]) -> list[str]:
+    """The rows as a Markdown table."""
+    lines = [
+        "| grid | N | levels | pass | back end | ms (best) | x floor | of copy rate | twin / it |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        floor, twin = (
+            "" if v is None else f"{v:.2f}" for v in (row["x_floor"], row["twin_over_it"])
+        )
+        lines.append(
+            f"| {row['grid']} | 2^{row['log2_points']} | {row['levels']} | {row['pass']} | "
+            f"{row['backend']} | {row['ms']:.2f} ({row['best_ms']:.2f}) | {floor} | "
+            f"{row['useful_share_of_copy_rate']:.2f} | {twin} |"
+        )
+    return lines
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if has_gpu else "cpu")
+    default = [14, 16, 18, 20, 22] if has_gpu else [14, 17]
+    parser.add_argument("--log2-points", type=int, nargs="+", default=default)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--cpu-time", action="store_true", help="count process time, not wall time")
     parser.add_argument("--write", action="store_true", help="store the report under results/")
-    arguments = parser.parse_args()
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    lines = environment()
-    cases = (
-        ("4D, 16 levels x 2, 2^19 entries", 4, PAPER, arguments.points),
-        ("3D, 16 levels x 2, 2^19 entries", 3, PAPER, arguments.points),
-        ("4D, 8 levels x 2, 2^15 entries (embedded profile)", 4, SMALL, 12_000),
-        ("3D, 8 levels x 2, 2^15 entries (embedded profile)", 3, SMALL, 12_000),
-    )
-    for title, dims, config, n_points in cases:
-        layout = GridLayout.from_config(dims, config)
-        if not cpu_backend.is_available(layout):
-            raise SystemExit(f"No compiled back end: {cpu_backend.unavailable_reason(layout)}")
-        lines += report(title, layout, n_points, arguments.repeats, clock)
-    lines.append(overhead())
-    text = "\n".join(lines) + "\n"
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    bench = Bench(torch.device(arguments.device), arguments.repeats, arguments.cpu_time)
+    facts = describe_circumstances(threads=torch.get_num_threads())
+    if bench.device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(bench.device)
+    rate = bench.copy_rate()
+    facts["copy_rate_gb_per_s"] = round(rate * 1e-9, 1)
+    sizes = [(PAPER, 2**log2) for log2 in arguments.log2_points]
+    sizes.append((EMBEDDED, 2**EMBEDDED_LOG2_POINTS))
+    rows = []
+    for config, n_points in sizes:
+        for grid in GRIDS:
+            rows += rows_of(grid, config, n_points, bench, rate)
+            print("\n".join(as_table(rows[-1:])[2:]), file=sys.stderr, flush=True)
+    text = "\n".join(["# Hash grid back ends", "", *as_lines(facts), "", *as_table(rows)]) + "\n"
     print(text)
     if arguments.write:
-        slug = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-        name = f"hash_grid_{slug}-{os.cpu_count()}core_{datetime.date.today().isoformat()}.md"
-        (HERE / "results").mkdir(exist_ok=True)
-        (HERE / "results" / name).write_text(text, encoding="utf-8")
+        name = f"hash_grid_{bench.device.type}"
+        result_path(name, "md").write_text(text, encoding="utf-8")
+        report = json.dumps({**facts, "rows": rows}, indent=1)
+        result_path(name, "json").write_text(report + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
