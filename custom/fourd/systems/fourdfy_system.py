@@ -82,8 +82,8 @@ class FourdfySystem(FourdfyEvaluation, HybridGuidance, TrainingClock, BaseLift3D
 
     @property
     def strict_optimizer_groups(self) -> bool:
-        """A config that runs as written may be foreign; upstream's list frozen groups."""
-        return self.profile != AS_WRITTEN
+        """Not of a config that may be foreign: upstream's list frozen groups, and lack some."""
+        return self.profile != AS_WRITTEN and not self.profile_is_builtin
 
     @property
     def prompt(self) -> str:

@@ -81,6 +81,12 @@ class HybridGuidance:
     """
 
     late_modules = tuple(f"guidance_{kind}" for kind in KEY_SUFFIX)
+    # All priors hear the same words, so upstream's users give the first prompt only.
+    supplied_values = {
+        f"prompt_processor{suffix}.prompt": "${system.prompt_processor.prompt}"
+        for suffix in KEY_SUFFIX.values()
+        if suffix
+    }
 
     @classmethod
     def unused_parts(cls, cfg: Mapping[str, Any]) -> set[str]:

@@ -39,6 +39,7 @@ ALIASES: dict[str, str] = {
     "4dfy-single-multiview-combined-camera-datamodule": (
         "single-multiview-combined-camera-datamodule"
     ),
+    "4dfy-implicit-volume": "implicit-volume",
     "4dfy-zeroscope-guidance": "zeroscope-guidance",
     "4dfy-zeroscope-prompt-processor": "zeroscope-prompt-processor",
 }

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from threestudio import registry
 from threestudio.launcher.profiles import Machine, choose_profile, deltas_of
 from threestudio.utils.config_errors import ConfigValueError
+from threestudio.utils.config_sources import load_with_includes
 
 ALL = ["embedded", "low_vram", "paper", "test"]
 
@@ -64,21 +66,65 @@ def test_unknown_profile_lists_what_there_is():
         choose_profile("paper", None, None, False, machine())
 
 
-def test_deltas_of_a_config_win_over_built_in_ones(tmp_path):
+TABLE = """
+some-system:
+  like:
+    - {config: moving.yaml, where: {data.static: false}}
+    - {config: resting.yaml}
+  also:
+    - profiles: {test: {trainer: {precision: 32}}}
+    - where: {system.renderer_type: nerf-volume-renderer}
+      profiles: {test: {seed: 7}, own: {seed: 8}}
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
     (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "profiles.yaml").write_text("some-system: model.yaml\n")
-    (tmp_path / "model.yaml").write_text("profiles: {test: {seed: 1}, paper: {}}\n")
-    own = OmegaConf.create({"system_type": "some-system", "profiles": {"test": {"seed": 2}}})
-    assert deltas_of(own, tmp_path) == {"test": {"seed": 2}}
-    without = OmegaConf.create({"system_type": "some-system"})
-    assert deltas_of(without, tmp_path) == {"test": {"seed": 1}, "paper": {}}
-    applied = OmegaConf.create({"system_type": "some-system", "profiles": {}})
-    assert deltas_of(applied, tmp_path) == {}
-    assert deltas_of(OmegaConf.create({"system_type": "other"}), tmp_path) is None
-    assert deltas_of(without, tmp_path / "elsewhere") is None
+    (tmp_path / "configs" / "profiles.yaml").write_text(TABLE)
+    (tmp_path / "moving.yaml").write_text("profiles: {test: {seed: 1}, paper: {}}\n")
+    (tmp_path / "resting.yaml").write_text("profiles: {test: {seed: 2}}\n")
+    return tmp_path
+
+
+def config(**keys):
+    return OmegaConf.create({"system_type": "some-system", **keys})
+
+
+def test_deltas_of_a_config_win_over_built_in_ones(root):
+    assert deltas_of(config(profiles={"test": {"seed": 5}}), root) == {"test": {"seed": 5}}
+    assert deltas_of(config(profiles={}), root) == {}
+    assert deltas_of(OmegaConf.create({"system_type": "other"}), root) is None
+    assert deltas_of(config(), root / "elsewhere") is None
+
+
+def test_built_in_deltas_are_those_of_the_first_config_of_ours_that_fits(root):
+    precision = {"trainer": {"precision": 32}}
+    assert deltas_of(config(), root) == {"test": {"seed": 2, **precision}}
+    moving = config(data={"static": False})
+    assert deltas_of(moving, root) == {"test": {"seed": 1, **precision}, "paper": {}}
+    assert deltas_of(config(data={"static": "${nowhere}"}), root) == deltas_of(config(), root)
+
+
+def test_everything_else_that_fits_is_laid_over_them(root, monkeypatch):
+    monkeypatch.setitem(registry._aliases, "their-renderer", "nerf-volume-renderer")
+    for name in ("nerf-volume-renderer", "their-renderer"):
+        found = deltas_of(config(system={"renderer_type": name}), root)
+        assert found["test"].seed == 7 and found["own"].seed == 8
+
+
+def test_overrides_say_what_a_config_is_like(root):
+    assert deltas_of(config(), root, config(data={"static": False}))["test"].seed == 1
+
+
+def test_a_table_of_another_form_is_refused(root):
+    (root / "configs" / "profiles.yaml").write_text("some-system: moving.yaml\n")
+    with pytest.raises(ConfigValueError, match="'moving.yaml'; expected a mapping with the keys"):
+        deltas_of(config(), root)
 
 
 def test_the_shipped_table_names_configs_that_exist():
     root = Path(__file__).parents[3]
-    for path in OmegaConf.load(root / "configs" / "profiles.yaml").values():
-        assert "profiles" in OmegaConf.load(root / path)
+    for table in OmegaConf.load(root / "configs" / "profiles.yaml").values():
+        for rule in table.like:
+            assert load_with_includes(root / rule.config, root).profiles

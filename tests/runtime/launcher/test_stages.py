@@ -103,6 +103,17 @@ class TestMerging:
         assert (stage.choice.name, stage.cfg.profile) == ("embedded", "embedded")
         assert plan(project, "trainer.max_steps=7")[0].cfg.trainer.max_steps == 7
 
+    def test_a_built_in_profile_is_recorded_as_one(self, project):
+        assert not plan(project, "profile=paper")[0].cfg.profile_is_builtin
+        (project / "configs").mkdir()
+        table = "r1-system: {also: [{profiles: {paper: {seed: 3}}}]}\n"
+        (project / "configs" / "profiles.yaml").write_text(table)
+        path = project / "one.yaml"
+        path.write_text(path.read_text().partition("profiles:")[0])
+        cfg = plan(project, "profile=paper")[0].cfg
+        assert cfg.profile_is_builtin and cfg.seed == 3
+        assert not plan(project)[0].cfg.profile_is_builtin, "as written"
+
     def test_a_prompt_may_hold_anything(self, project):
         prompt = "a cube: # [red] ${seed} 'x"
         cfg = plan(project, f"{PROMPT}={prompt}")[0].cfg
@@ -153,6 +164,22 @@ class TestRefusals:
         with pytest.raises(ConfigError, match=f'no value for {PROMPT}; give it .*: {PROMPT}="..."'):
             plan(project)
         plan(project, f"{PROMPT}=a cube")
+
+    def test_what_a_system_supplies_itself_need_not_be_given(self, project, monkeypatch):
+        """Such as the prompts of further priors, which are ``???`` in upstream's configs."""
+        path = project / "one.yaml"
+        more = "prompt: a red cube\n    front: ???\n    back: ???\n    side: given"
+        path.write_text(path.read_text().replace("prompt: a red cube", more))
+        supplied = {f"prompt_processor.{key}": f"${{{PROMPT}}}" for key in ("front", "side", "top")}
+        monkeypatch.setattr(System, "supplied_values", supplied, raising=False)
+        with pytest.raises(ConfigError, match="no value for system.prompt_processor.back; give it"):
+            plan(project)
+        prompts = plan(project, "system.prompt_processor.back=x")[0].cfg.system.prompt_processor
+        assert prompts == {
+            "prompt": "a red cube", "front": "a red cube", "back": "x", "side": "given",
+        }  # fmt: skip
+        given = plan(project, "system.prompt_processor.back=x", "system.prompt_processor.front=y")
+        assert given[0].cfg.system.prompt_processor.front == "y"
 
     def test_a_missing_file(self, project):
         with pytest.raises(ConfigError, match="three.yaml' cannot be read: No such file"):

@@ -16,6 +16,7 @@ from threestudio.launcher.validate import (
     iterate_parts,
     known_keys,
     required_models,
+    used_parts,
 )
 from threestudio.utils.config_errors import UnknownKeyError, WrongTypeError
 
@@ -197,6 +198,15 @@ def test_parts_and_the_models_that_they_need():
     }
     assert required_models(cfg) == ["owner/default"]
     assert required_models(experiment(system__guidance_video__bias="a/b")) == ["a/b"]
+
+
+def test_parts_that_no_step_uses_need_no_model(monkeypatch):
+    idle = classmethod(lambda cls, cfg: {"guidance_video"} if cfg.use else set())
+    monkeypatch.setattr(System, "unused_parts", idle, raising=False)
+    used = {part.key for part in used_parts(experiment(system__use=True))}
+    assert used == {"data", "system", "system.geometry"}
+    assert required_models(experiment(system__use=True)) == []
+    assert required_models(experiment(system__use=False)) == ["owner/default"]
 
 
 @pytest.mark.parametrize(

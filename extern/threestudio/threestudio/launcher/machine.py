@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from threestudio.launcher.profiles import Machine
-from threestudio.launcher.validate import iterate_parts, required_models
+from threestudio.launcher.validate import required_models, used_parts
 from threestudio.utils.config_errors import ConfigError, ConfigValueError
 from threestudio.utils.config_text import TEXT_KEYS
 
@@ -57,7 +57,7 @@ def _texts_with_vocabulary(cfg: DictConfig) -> Iterator[tuple[str, WordVocabular
     from threestudio.models.prompt_processors.vocabulary import read_vocabulary
     from threestudio.utils.pretrained import resolve_pretrained
 
-    for part in iterate_parts(cfg):
+    for part in used_parts(cfg):
         texts = [text for text in _prompts(part.cfg) if text]
         lister = getattr(part.cls, "required_models", None)
         if not texts or not callable(lister):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from threestudio import registry
 from threestudio.suggest import did_you_mean
@@ -48,23 +49,63 @@ class ProfileChoice:
     reason: str
 
 
-def deltas_of(cfg: DictConfig, root: Path) -> dict[str, DictConfig] | None:
+def deltas_of(
+    cfg: DictConfig, root: Path, composed: DictConfig | None = None
+) -> dict[str, DictConfig] | None:
     """Return the deltas that a config offers, by profile; None if it has none.
 
-    Without a ``profiles`` section these are the built-in ones of its ``system_type``: those of the
-    config file that ``configs/profiles.yaml`` names for it. An empty section offers nothing: the
-    written-out config of a run has its profile applied already.
+    Without a ``profiles`` section these are the built-in ones of its ``system_type``, which
+    ``configs/profiles.yaml`` holds: those of our config that is most like it, and what its own
+    choices need besides. An empty section offers nothing: the written-out config of a run has its
+    profile applied already.
+
+    Args:
+        cfg: a config file, merged with what it includes.
+        root: project root.
+        composed: the file with overrides laid over it, which decide what it is like; None takes
+            the file alone.
+
+    Raises:
+        ConfigValueError: if the built-in table is not written as it says.
     """
     if "profiles" in cfg:
         return _as_deltas(cfg.get("profiles") or {})
     path = root / BUILTIN_PROFILES
-    system_type = cfg.get("system_type")
+    composed = cfg if composed is None else composed
+    system_type = composed.get("system_type")
     if not path.is_file() or not isinstance(system_type, str):
         return None
-    model_config = OmegaConf.load(path).get(registry.canonical_name(system_type))
-    if model_config is None:
+    table = OmegaConf.load(path).get(registry.canonical_name(system_type))
+    if table is None:
         return None
-    return _as_deltas(load_with_includes(root / str(model_config), root).get("profiles") or {})
+    if not isinstance(table, DictConfig) or not set(table) <= {"like", "also"}:
+        raise ConfigValueError(
+            f"{path} describes {system_type} by {table!r}; expected a mapping with the keys like "
+            "and also."
+        )
+    sections = [rule.profiles for rule in table.get("also") or [] if _fits(rule, composed)]
+    like = next((rule for rule in table.get("like") or [] if _fits(rule, composed)), None)
+    if like is not None:
+        lent = load_with_includes(root / str(like.config), root).get("profiles") or {}
+        sections.insert(0, lent)
+    return _as_deltas(OmegaConf.merge({}, *sections))
+
+
+def _fits(rule: DictConfig, cfg: DictConfig) -> bool:
+    """Tell whether a config has every value of a rule's ``where``."""
+    where = rule.get("where") or {}
+    return all(_named_value(cfg, key) == _canonical(value) for key, value in where.items())
+
+
+def _named_value(cfg: DictConfig, key: str) -> object:
+    try:
+        return _canonical(OmegaConf.select(cfg, key))
+    except OmegaConfBaseException:
+        return None  # It stands for a value that is not there.
+
+
+def _canonical(value: object) -> object:
+    return registry.canonical_name(value) if isinstance(value, str) else value
 
 
 def choose_profile(

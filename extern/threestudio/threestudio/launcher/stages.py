@@ -14,6 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from threestudio import registry
 from threestudio.launcher.arguments import Arguments
 from threestudio.launcher.machine import check_prompt_words, probe_machine
 from threestudio.launcher.parts import drop_replaced_keys
@@ -77,6 +78,7 @@ class Source:
         for override in self.overrides:
             given = OmegaConf.merge(given, override.as_config())
             cfg = apply_override(cfg, override)
+        _fill_supplied_values(cfg)
         dropped = drop_replaced_keys(cfg, self.file_cfg, given)
         if announce:
             for line in dropped:
@@ -185,10 +187,13 @@ def _plan_stage(
     recorded = previous.choice.name if chained else _recorded_profile(start)
     choice, delta = _choose(source, plain, root, recorded)
     cfg = source.merged(delta, announce=True)
+    builtin = delta is not None and "profiles" not in source.file_cfg
     _require_values(cfg)
     fresh = cfg.get("timestamp") is None and cfg.get("use_timestamp", True) and n_gpus == 1
     cfg = resolve_config(cfg)
     cfg["profiles"], cfg["profile"], cfg["n_gpus"] = {}, choice.name, n_gpus
+    if builtin:
+        cfg["profile_is_builtin"] = True
     for key, path in start.items():
         OmegaConf.update(cfg, key, str(path))
     origins = with_profile(key_origins(source.path, root), choice.name)
@@ -206,7 +211,7 @@ def _plan_stage(
 def _choose(
     source: Source, plain: DictConfig, root: Path, recorded: str | None
 ) -> tuple[ProfileChoice, DictConfig | None]:
-    deltas = deltas_of(source.file_cfg, root)
+    deltas = deltas_of(source.file_cfg, root, plain)
     requested = str(plain.get("profile", "auto"))
     has_section = "profiles" in source.file_cfg
     written = source.file_cfg.get("profile", "auto")
@@ -273,6 +278,22 @@ def _resuming(source: Source, checkpoint: str | None) -> Source:
     kept = [override for override in source.overrides if override.key != "resume"]
     value = "null" if checkpoint is None else json.dumps(escape_interpolations(checkpoint))
     return replace(source, overrides=(*kept, Override("resume", value)))
+
+
+def _fill_supplied_values(cfg: DictConfig) -> None:
+    """Fill keys that are ``???`` and that the system takes from elsewhere, in place.
+
+    A system names them, relative to its config, in its attribute ``supplied_values``.
+    """
+    try:
+        system = registry.find(str(cfg.get("system_type", "")))
+    except (KeyError, ImportError, ValueError, OmegaConfBaseException):
+        return  # The check of the whole experiment reports the name.
+    for key, value in getattr(system, "supplied_values", {}).items():
+        part, _, name = f"system.{key}".rpartition(".")
+        node = OmegaConf.select(cfg, part, throw_on_resolution_failure=False)
+        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, name):
+            node[name] = value
 
 
 def _require_values(cfg: DictConfig) -> None:

@@ -111,17 +111,26 @@ def iterate_parts(cfg: DictConfig) -> Iterator[Part]:
         yield from _parts_below(cfg, name, "", cfg.get(f"{name}_type"))
 
 
-def required_models(cfg: DictConfig) -> list[str]:
-    """List the pretrained models that training this experiment loads, each once."""
-    names: list[str] = []
+def used_parts(cfg: DictConfig) -> Iterator[Part]:
+    """Yield the parts of `iterate_parts`, less those that no step of a training would use.
+
+    Of those a system knows: its class method ``unused_parts`` lists them.
+    """
     unused: set[str] = set()
     for part in iterate_parts(cfg):
-        # A system may know that no step uses some of the parts that its config describes.
         idle = getattr(part.cls, "unused_parts", None)
         if callable(idle):
             unused |= {f"{part.key}.{name}" for name in idle(part.cfg)}
+        if part.key not in unused:
+            yield part
+
+
+def required_models(cfg: DictConfig) -> list[str]:
+    """List the pretrained models that training this experiment loads, each once."""
+    names: list[str] = []
+    for part in used_parts(cfg):
         lister = getattr(part.cls, "required_models", None)
-        if callable(lister) and part.key not in unused:
+        if callable(lister):
             names.extend(lister(part.cfg))
     return list(dict.fromkeys(names))
 

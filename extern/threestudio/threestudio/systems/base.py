@@ -6,7 +6,7 @@ backward and optimizer; `on_train_batch_end` runs the matching ``update_step_end
 test and prediction follow the same order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,17 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         late_modules: names of modules that are built after `load_weights`, such as a guidance
             that only training needs; `load_late_weights` takes theirs.
         profile: name of the profile that the run took, for the record; the launcher sets it.
+        profile_is_builtin: the config had no profiles of its own, so it may be written for the
+            original; the launcher sets it.
+        supplied_values: keys of the config, dotted, that the system fills itself, to what stands
+            there where a config says ``???``; may be an interpolation.
     """
 
     strict_optimizer_groups = False
     late_modules: tuple[str, ...] = ()
     profile: str = ""
+    profile_is_builtin: bool = False
+    supplied_values: Mapping[str, str] = {}
 
     @dataclass
     class Config:

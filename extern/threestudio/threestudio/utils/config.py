@@ -75,6 +75,8 @@ class ExperimentConfig:
     """Arguments of the checkpoint callback."""
     profile: str = "auto"
     """Which of `profiles` was applied."""
+    profile_is_builtin: bool = False
+    """Computed: the profile is of configs/profiles.yaml, the config has none of its own."""
     profiles: dict = field(default_factory=dict)
     """Profile name to the values that it changes."""
     include: list = field(default_factory=list)
