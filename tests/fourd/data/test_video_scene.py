@@ -75,7 +75,7 @@ def changed(key, row, value):
     "changes, message",
     [
         ({"frames": torch.zeros(0, 2, 3, 3, dtype=torch.uint8)}, r"\(0, 2, 3, 3\).*not empty"),
-        ({"frames": torch.zeros(12, 2, 3, 3)}, "frames has shape .* float32; expected .*uint8"),
+        ({"frames": torch.zeros(12, 2, 3, 3)}, "frames has shape .*float32; expected .*uint8"),
         ({"c2w": torch.eye(4).repeat(11, 1, 1)}, r"c2w has shape \(11, 4, 4\)"),
         ({"masks": torch.zeros(12, 3, 3, dtype=torch.uint8)}, r"masks has shape \(12, 3, 3\)"),
         ({"names": ["one"]}, "names has 1 entries for 12 frames"),
