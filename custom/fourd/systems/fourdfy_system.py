@@ -20,17 +20,12 @@ import threestudio
 import torch
 from threestudio.launcher.profiles import AS_WRITTEN
 from threestudio.systems.base import BaseLift3DSystem
+from threestudio.systems.distillation import Distillation
 from threestudio.utils.rng import generator
 from torch import Tensor
 
 from custom.fourd.data.clip_batch import clip_batch, image_batch
 from custom.fourd.losses.deformation import deformation_loss
-from custom.fourd.losses.opacity import (
-    opaque_loss,
-    orientation_loss,
-    sparsity_loss,
-    z_variance_loss,
-)
 from custom.fourd.renderers.scene import Scene
 
 from .fourdfy_evaluation import EvaluationConfig, FourdfyEvaluation
@@ -46,7 +41,9 @@ from .world_evaluation import scene_of_prompt
 
 
 @threestudio.register("fourdfy-system")
-class FourdfySystem(FourdfyEvaluation, HybridGuidance, TrainingClock, BaseLift3DSystem):
+class FourdfySystem(
+    FourdfyEvaluation, HybridGuidance, Distillation, TrainingClock, BaseLift3DSystem
+):
     """One stage of 4D-fy; stages differ in their configuration only."""
 
     @dataclass
@@ -66,11 +63,7 @@ class FourdfySystem(FourdfyEvaluation, HybridGuidance, TrainingClock, BaseLift3D
             raise ValueError(
                 f"system.stage is '{self.cfg.stage}'; fourdfy-system has the stage 'coarse' only."
             )
-        if not str(self.prompt).strip():
-            raise ValueError(
-                "system.prompt_processor.prompt is empty; expected the words to make a scene from, "
-                "such as system.prompt_processor.prompt='a red cube'."
-            )
+        self.require_prompt()
         frame_time = self.cfg.image_frame_time
         if frame_time is not None and not 0.0 <= frame_time <= 1.0:
             raise ValueError(
@@ -84,11 +77,6 @@ class FourdfySystem(FourdfyEvaluation, HybridGuidance, TrainingClock, BaseLift3D
     def strict_optimizer_groups(self) -> bool:
         """Not of a config that may be foreign: upstream's list frozen groups, and lack some."""
         return self.profile != AS_WRITTEN and not self.profile_is_builtin
-
-    @property
-    def prompt(self) -> str:
-        """The words that the scene is made from."""
-        return self.cfg.prompt_processor.get("prompt", "")
 
     @property
     def scene(self) -> Scene:
@@ -132,19 +120,12 @@ class FourdfySystem(FourdfyEvaluation, HybridGuidance, TrainingClock, BaseLift3D
         batch = self.batch_in_time(batch)
         out = self(batch)
         guided = guidance(out["comp_rgb"], prompt_utils, **batch, rgb_as_latents=False)
-        terms = {name: value for name, value in guided.items() if name.startswith("loss_")}
-        for name, value in guided.items():
-            if not name.startswith("loss_") and isinstance(value, (Tensor, int, float)):
-                self.log(f"train/{name}", value)
+        terms = self.guidance_terms(guided)
         terms.update(self._regularisers(out))
         if is_video and self._weight("lambda_deformation") > 0:
             terms["loss_deformation"] = self._deformation(out, batch["num_frames"])
-        loss = 0.0
-        for name, value in terms.items():
-            self.log(f"train/{name}", value)
-            loss = loss + value * self._required_weight(name.replace("loss_", "lambda_"))
-        self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss}
+        self.log_weights()
+        return {"loss": self.weighted_loss(terms)}
 
     def batch_in_time(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the batch with one scene time per image; a static scene's stays as it is.
@@ -167,36 +148,6 @@ class FourdfySystem(FourdfyEvaluation, HybridGuidance, TrainingClock, BaseLift3D
         stream = generator("image-time", self.true_global_step)
         place = torch.randint(frame_times.numel(), (), generator=stream)
         return image_batch(batch, frame_times[int(place)])
-
-    def _regularisers(self, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms whose weight is not zero at this step."""
-        terms = {}
-        if self._weight("lambda_orient") > 0:
-            if "normal" not in out:
-                raise ValueError(
-                    "system.loss.lambda_orient needs normals; use a material that requires them."
-                )
-            terms["loss_orient"] = orientation_loss(
-                out["weights"], out["normal"], out["t_dirs"], out["opacity"]
-            )
-        if self._weight("lambda_sparsity") > 0:
-            terms["loss_sparsity"] = sparsity_loss(out["opacity"])
-        if self._weight("lambda_opaque") > 0:
-            terms["loss_opaque"] = opaque_loss(out["opacity"])
-        if self._weight("lambda_z_variance") > 0:
-            terms["loss_z_variance"] = z_variance_loss(out["z_variance"], out["opacity"])
-        return terms
-
-    def _weight(self, name: str) -> float:
-        return self.C(self.cfg.loss.get(name, 0.0))
-
-    def _required_weight(self, name: str) -> float:
-        if name not in self.cfg.loss:
-            raise ValueError(
-                f"system.loss has no {name}, the weight of a term that this step's guidance "
-                f"returns; write for example system.loss.{name}=1.0."
-            )
-        return self.C(self.cfg.loss[name])
 
     def _deformation(self, out: dict[str, Tensor], num_frames: int) -> Tensor:
         if "deformation" not in out:

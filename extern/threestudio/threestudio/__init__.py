@@ -4,6 +4,7 @@ Importing the package loads nothing heavy: built-in modules are listed in
 `threestudio.registry_table` and imported by `find`, subpackages by attribute access.
 """
 
+from threestudio import registry_refusals as _refusals
 from threestudio import registry_table as _table
 from threestudio.lazy import submodule_getattr as _submodule_getattr
 from threestudio.logs import debug, info, logger, warn
@@ -13,6 +14,7 @@ from threestudio.registry import (
     register,
     register_alias,
     register_lazy,
+    register_refusal,
 )
 
 __version__ = "0.3.0"
@@ -27,6 +29,7 @@ __all__ = [
     "register",
     "register_alias",
     "register_lazy",
+    "register_refusal",
     "warn",
 ]
 
@@ -34,5 +37,7 @@ for _name, _module in _table.BUILTINS.items():
     register_lazy(_name, _module)
 for _name, _target in _table.ALIASES.items():
     register_alias(_name, _target)
+for _name, _reason in _refusals.REFUSED.items():
+    register_refusal(_name, _reason)
 
 __getattr__ = _submodule_getattr(__name__)

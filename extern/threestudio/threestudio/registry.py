@@ -82,7 +82,7 @@ def register_refusal(name: str, reason: str) -> None:
 
 
 def refused_names() -> list[str]:
-    """Return the upstream names that `find` refuses, sorted; without those that somebody brought."""
+    """Return the upstream names that `find` refuses, sorted; not those that somebody brought."""
     return sorted(set(_refused) - set(known_names()))
 
 

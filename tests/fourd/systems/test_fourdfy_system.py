@@ -7,10 +7,10 @@ import time
 import pytest
 import threestudio
 import torch
+from threestudio.systems.regularisers import sparsity_loss
 from threestudio.utils.checkpoint import load_checkpoint
 
 import custom.fourd  # noqa: F401 - registers the names
-from custom.fourd.losses.opacity import sparsity_loss
 from tests.fixtures.launched import launch, need_embedded_model, trained
 
 KEYS = {"psnr", "ssim", "alpha_iou", "seconds", "peak_memory_gb", "steps", "profile", "prompt",
@@ -226,7 +226,12 @@ def test_a_step_is_the_weighted_sum_of_its_terms(system, single, kind):
     expected = out["comp_rgb"].mean() + 10.0 * sparsity_loss(out["opacity"])
     torch.testing.assert_close(loss, expected)
     assert seen["prompt_utils"] == "words" and seen["rgb_as_latents"] is False
-    assert set(logged) == {"train/grad_norm", "train/loss_sds", "train/loss_sparsity", "train/loss"}
+    weights = {name for name in logged if name.startswith("train_params/")}
+    assert weights == {f"train_params/{name}" for name in system.cfg.loss}
+    assert logged["train_params/lambda_sparsity"] == 10.0
+    assert set(logged) - weights == {
+        "train/grad_norm", "train/loss_sds", "train/loss_sparsity", "train/loss",
+    }  # fmt: skip
     loss.backward()
     assert system.geometry.encoding.encoding.encoding.params.grad.abs().sum() > 0
 

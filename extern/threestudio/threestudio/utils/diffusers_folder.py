@@ -25,6 +25,7 @@ _MODEL_CLASSES: dict[str, str] = {
     "AutoencoderKLWan": "diffusers:AutoencoderKLWan",
     "CLIPTextModel": "transformers:CLIPTextModel",
     "UMT5EncoderModel": "transformers:UMT5EncoderModel",
+    "T5EncoderModel": "transformers:T5EncoderModel",
 }
 _TOKENIZER_CLASSES: dict[str, str] = {
     "CLIPTokenizer": "transformers:CLIPTokenizer",
@@ -100,9 +101,24 @@ def load_tokenizer(root: Path):
         ValueError: if its configuration names a class outside the closed list.
     """
     folder = Path(root) / "tokenizer"
-    name = read_config(root, "tokenizer").get("tokenizer_class", "CLIPTokenizer")
+    config = read_config(root, "tokenizer")
+    name = config.get("tokenizer_class", "CLIPTokenizer")
     cls = _listed_class(_TOKENIZER_CLASSES, name, folder)
+    if str(name).startswith("T5") and not (folder / "tokenizer.json").is_file():
+        return _sentencepiece_tokenizer(folder, config)
     return cls.from_pretrained(folder, local_files_only=True)
+
+
+def _sentencepiece_tokenizer(folder: Path, config: dict[str, Any]):
+    from threestudio.utils.sentencepiece_tokenizer import t5_tokenizer
+
+    path = folder / "spiece.model"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds neither tokenizer.json nor spiece.model; expected one of them. Fetch "
+            "the model again."
+        )
+    return t5_tokenizer(path, int(config.get("model_max_length") or 512))
 
 
 def folder_fingerprint(root: Path, components: tuple[str, ...]) -> str:
@@ -114,7 +130,7 @@ def folder_fingerprint(root: Path, components: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for component in components:
         for path in sorted((Path(root) / component).iterdir()):
-            if path.suffix not in (".json", ".txt", ".safetensors"):
+            if path.suffix not in (".json", ".txt", ".safetensors", ".model"):
                 continue
             size = path.stat().st_size
             digest.update(f"{component}/{path.name}:{size}\n".encode())

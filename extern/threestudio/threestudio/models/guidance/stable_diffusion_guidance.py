@@ -1,6 +1,6 @@
 """Score distillation from a single-image latent diffusion model (DreamFusion; SJC; HiFA's extras).
 
-Dimensions: ``B`` images of the batch, ``l`` and ``d`` tokens and width of a text.
+Dimensions: ``B`` images of the batch.
 """
 
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 import threestudio
-from threestudio.models.guidance.base import PRIOR_COMPONENTS, DiffusionGuidance
+from threestudio.models.guidance.base import PRIOR_COMPONENTS
+from threestudio.models.guidance.image_distillation import ImageDistillation, ImageScore
 from threestudio.models.guidance.latent_images import (
     decode_latents,
     encode_images,
@@ -25,13 +26,8 @@ from threestudio.models.guidance.multiview_facts import (
 )
 from threestudio.models.guidance.noise_schedule import noise_schedule
 from threestudio.models.guidance.score_distillation import (
-    add_noise,
-    classifier_free_guidance,
-    diffusion_scales,
-    perp_neg_guidance,
     score_distillation_loss,
     sds_weight,
-    split_prediction,
     weighted_residual,
 )
 from threestudio.models.prompt_processors.base import PromptProcessorOutput
@@ -41,34 +37,30 @@ from threestudio.utils.pretrained import resolve_pretrained
 
 
 @threestudio.register("stable-diffusion-guidance")
-class StableDiffusionGuidance(DiffusionGuidance):
+class StableDiffusionGuidance(ImageDistillation):
     """SDS from Stable Diffusion, or from a multi-view checkpoint used one image at a time.
 
     A multi-view U-Net keeps its camera class vector: with views unjoined it is asked about each
     camera alone. ``multiview.json`` of its folder names that vector, an extension computes it.
     """
 
+    role = "sd"
+
     @dataclass
-    class Config(DiffusionGuidance.Config):
+    class Config(ImageDistillation.Config):
         """Keys of the contract."""
 
         pretrained_model_name_or_path: str | None = "runwayml/stable-diffusion-v1-5"
         """Folder, hub id or ``embedded://name`` of the prior."""
-        guidance_scale: Any = 100.0
-        """s of eps_text + s (eps_text - eps_uncond); diffusers' scale is s + 1."""
         image_size: int | None = None
         """Edge of the images that the model sees; None takes 512, or what multiview.json says."""
         use_sjc: bool = False
         """Score Jacobian Chaining's gradient instead of DreamFusion's."""
         var_red: bool = True
         """Subtract the drawn noise in the SJC gradient (lower variance)."""
-        weighting_strategy: str = "sds"
-        """ "sds", "uniform" or "fantasia3d"; see `sds_weight`."""
         token_merging: bool = False
         """Not provided; true is refused."""
         token_merging_params: dict | None = None
-        """Accepted for upstream's configs, unused."""
-        max_items_eval: int = 4
         """Accepted for upstream's configs, unused."""
         sqrt_anneal: bool = False
         """Use one timestep that falls with the square root of the progress (HiFA)."""
@@ -130,6 +122,7 @@ class StableDiffusionGuidance(DiffusionGuidance):
         rgb_as_latents: bool = False,
         c2w: Float[Tensor, "B 4 4"] | None = None,
         fovy: Float[Tensor, "B"] | None = None,
+        guidance_eval: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the distillation loss of rendered images.
@@ -141,11 +134,12 @@ class StableDiffusionGuidance(DiffusionGuidance):
             rgb_as_latents: ``rgb`` already holds latents, of the model's channels.
             c2w: camera-to-world matrices; only a prior with a camera vector reads them.
             fovy: vertical fields of view in radians; likewise.
+            guidance_eval: add ``eval``, see `pictures`.
             **kwargs: further keys of the batch, ignored.
 
         Returns:
             ``loss_sds`` (differentiable in ``rgb``), ``loss_sds_img`` with ``use_img_loss``,
-            ``grad_norm`` (a tensor), ``min_step``, ``max_step``.
+            ``grad_norm`` (a tensor), ``min_step``, ``max_step``, ``eval`` on request.
 
         Random: the posterior, the noise and one timestep per image, from the step's streams.
         """
@@ -157,22 +151,14 @@ class StableDiffusionGuidance(DiffusionGuidance):
             latents = encode_images(
                 self.vae, images, lambda shape: self.draw_noise("sd-posterior", shape)
             )
-        timesteps = self.draw_timesteps("sd-timestep", rgb.shape[0], shared=False)
-        noise = self.draw_noise("sd-noise", tuple(latents.shape))
         angles = (elevation, azimuth, camera_distances)
-        with torch.no_grad():
-            labels = self._class_labels(c2w, fovy)
-            noise_pred, denoised = self.predict(
-                latents, noise, timesteps, prompt_utils, angles, labels
-            )
-            signal, noise_scale = diffusion_scales(self.alphas_cumprod, timesteps)
-            weight = sds_weight(
-                "uniform" if self.cfg.use_sjc else self.cfg.weighting_strategy, signal, noise_scale
-            )
-            # SJC's gradient is uniform SDS, and without variance reduction the prediction alone.
-            keep = self.cfg.use_sjc and not self.cfg.var_red
-            reference = torch.zeros_like(noise) if keep else noise
-            gradient = weighted_residual(noise_pred, reference, weight)
+        labels = self._class_labels(c2w, fovy)
+        score = self.score(latents, prompt_utils, angles, labels)
+        weight = self._weight(score)
+        # SJC's gradient is uniform SDS, and without variance reduction the prediction alone.
+        keep = self.cfg.use_sjc and not self.cfg.var_red
+        reference = torch.zeros_like(score.noise) if keep else score.noise
+        gradient = weighted_residual(score.noise_pred, reference, weight)
         loss, used = score_distillation_loss(latents, gradient, self.grad_clip_val)
         out = {
             "loss_sds": loss,
@@ -181,82 +167,37 @@ class StableDiffusionGuidance(DiffusionGuidance):
             "max_step": self.max_step,
         }
         if self.cfg.use_img_loss and not rgb_as_latents:
-            ratio = (weight * signal / noise_scale.clamp_min(1e-8)).view(-1, 1, 1, 1)
-            pull = ratio * (images.detach() - decode_latents(self.vae, denoised))
-            out["loss_sds_img"], _ = score_distillation_loss(images, pull, self.grad_clip_val)
+            out["loss_sds_img"] = self._image_loss(images, score, weight)
+        if guidance_eval:
+            out["eval"] = self.pictures(score, prompt_utils, angles, labels)
         return out
 
-    @torch.no_grad()
-    def predict(
-        self,
-        latents: Float[Tensor, "B c h w"],
-        noise: Float[Tensor, "B c h w"],
-        timesteps: Int[Tensor, "B"],
-        prompt_utils: PromptProcessorOutput,
-        angles: tuple[Tensor, Tensor, Tensor],
-        labels: Float[Tensor, "B k"] | None = None,
-    ) -> tuple[Float[Tensor, "B c h w"], Float[Tensor, "B c h w"]]:
-        """Return (noise_pred, denoised) after guidance, in fp32.
+    def _weight(self, score: ImageScore) -> Float[Tensor, "B"]:
+        strategy = "uniform" if self.cfg.use_sjc else self.cfg.weighting_strategy
+        return sds_weight(strategy, score.signal, score.noise_scale)
 
-        Args:
-            latents: clean latents. noise: what is added to them. timesteps: how much.
-            prompt_utils: embeddings; `angles` (elevation, azimuth, camera_distances) choose them.
-            labels: class vector of each image, for a prior that has one.
-        """
-        signal, noise_scale = diffusion_scales(self.alphas_cumprod, timesteps)
-        noisy = add_noise(latents, noise, signal, noise_scale)
-        vd = self.cfg.view_dependent_prompting
-        if prompt_utils.use_perp_neg:
-            text, weights = prompt_utils.get_text_embeddings_perp_neg(*angles, vd)
-        else:
-            text, weights = prompt_utils.get_text_embeddings(*angles, vd), None
-        batch, copies = len(latents), text.shape[0] // len(latents)
-        output = self._forward_unet(noisy, timesteps, text, labels, copies)
-        kind = self.schedule.prediction_type
-        # Guidance is linear in the prediction, so its kind may be guided before it is converted,
-        # except for Perp-Neg, whose projection is defined on the predicted noise.
-        if weights is None:
-            cond, uncond = output.chunk(2)
-            guided = classifier_free_guidance(cond, uncond, self.guidance_scale, "threestudio")
-            denoised, noise_pred = split_prediction(guided, noisy, signal, noise_scale, kind)
-            return noise_pred, denoised
-        tiled = [x.repeat(2, *[1] * (x.ndim - 1)) for x in (noisy, signal, noise_scale)]
-        _, pair = split_prediction(output[: 2 * batch], *tiled, kind)
-        twice = [x.repeat_interleave(2, dim=0) for x in (noisy, signal, noise_scale)]
-        _, others = split_prediction(output[2 * batch :], *twice, kind)
-        noise_pred = perp_neg_guidance(
-            *pair.chunk(2),
-            others.unflatten(0, (batch, 2)),
-            weights.to(others),
-            self.guidance_scale,
-        )
-        # Where no signal is left the noise alone cannot give the clean latent; only the image loss
-        # reads it, whose weight is zero there.
-        signal = signal.clamp_min(1e-4)
-        denoised, _ = split_prediction(noise_pred, noisy, signal, noise_scale, "epsilon")
-        return noise_pred, denoised
+    def _image_loss(
+        self, images: Float[Tensor, "B 3 h w"], score: ImageScore, weight: Float[Tensor, "B"]
+    ) -> Float[Tensor, ""]:
+        ratio = (weight * score.signal / score.noise_scale.clamp_min(1e-8)).view(-1, 1, 1, 1)
+        pull = ratio * (images.detach() - decode_latents(self.vae, score.denoised))
+        return score_distillation_loss(images, pull, self.grad_clip_val)[0]
 
-    def _forward_unet(
-        self,
-        noisy: Tensor,
-        timesteps: Tensor,
-        text: Tensor,
-        labels: Tensor | None,
-        copies: int,
+    def model_output(
+        self, noisy: Tensor, timesteps: Tensor, text: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """Run the U-Net on ``copies`` texts of each latent, in the order of the text embeddings.
-
-        The first two texts of all items come first, item by item; further ones are grouped by item.
-        """
-        index = torch.arange(len(noisy), device=noisy.device)
-        order = torch.cat([index.repeat(2), index.repeat_interleave(copies - 2)])
+        """Run the U-Net; see `ImageDistillation.model_output`."""
         output = self.unet(
-            noisy[order].to(self.weights_dtype),
-            timesteps[order],
-            encoder_hidden_states=text.to(noisy.device, self.weights_dtype),
-            class_labels=None if labels is None else labels[order].to(self.weights_dtype),
+            noisy.to(self.weights_dtype),
+            timesteps,
+            encoder_hidden_states=text.to(self.weights_dtype),
+            class_labels=None if labels is None else labels.to(self.weights_dtype),
         )
         return output.sample.float()
+
+    def decode(self, clean: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h2 w2"]:
+        """Return images in [0, 1] of scaled latents."""
+        return decode_latents(self.vae, clean)
 
     def _class_labels(self, c2w: Tensor | None, fovy: Tensor | None) -> Tensor | None:
         if self._camera_vector is None:

@@ -116,6 +116,11 @@ class NeRFVolumeRenderer(VolumeRenderer):
         self.randomized = mode and self.cfg.randomized
         return super().train(mode)
 
+    @property
+    def needs_normals(self) -> bool:
+        """Whether the geometry is asked for normals at the samples."""
+        return self.material.requires_normal
+
     # Occupancy
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
@@ -312,7 +317,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         """Geometry and colour at the samples; in slices where no gradient is kept."""
 
         def shade(points: Tensor, viewdirs: Tensor, images: Tensor, times: Tensor | None) -> dict:
-            geometry = self._geometry(points, times, self.material.requires_normal)
+            geometry = self._geometry(points, times, self.needs_normals)
             rgb = self.material(
                 viewdirs=viewdirs,
                 positions=points,

@@ -1,10 +1,11 @@
-"""Regularisers of volume rendering, as the 4D-fy family uses them (threestudio's formulas)."""
+"""Regularisers of volume rendering that the systems of the contract share."""
 
 from __future__ import annotations
 
 from jaxtyping import Float
-from threestudio.utils.ops import binary_cross_entropy
 from torch import Tensor
+
+from threestudio.utils.ops import binary_cross_entropy
 
 
 def sparsity_loss(opacity: Float[Tensor, "*batch 1"]) -> Float[Tensor, ""]:
@@ -38,3 +39,8 @@ def orientation_loss(
     """
     facing_away = (normals * t_dirs).sum(dim=-1, keepdim=True).clamp_min(0)
     return (weights.detach() * facing_away.square()).sum() / (opacity > 0).sum().clamp_min(1)
+
+
+def eikonal_loss(sdf_grad: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
+    """Mean of (|grad| - 1)^2: the gradient of a signed distance has length one."""
+    return (sdf_grad.norm(dim=-1) - 1.0).square().mean()

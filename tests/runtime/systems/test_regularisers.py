@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-
-from custom.fourd.losses.opacity import (
+from threestudio.systems.regularisers import (
+    eikonal_loss,
     opaque_loss,
     orientation_loss,
     sparsity_loss,
@@ -53,3 +53,8 @@ def test_orientation_by_loop_with_constant_weights():
     assert weights.grad is None and normals.grad.abs().sum() > 0
     facing = orientation_loss(weights, -directions, directions, OPACITY)
     assert float(facing) == 0
+
+
+def test_eikonal_by_loop():
+    gradients = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.0, 0.0]])
+    assert float(eikonal_loss(gradients)) == pytest.approx((4.0**2 + 0 + 0.5**2) / 3)
