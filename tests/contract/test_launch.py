@@ -182,9 +182,14 @@ def test_order_of_the_hooks_of_a_training(trained):
 
 
 def run(project, *arguments, tag="other", **kwargs):
-    """A launch into a trial of its own; returns its folder and the events."""
+    """A launch into a trial of its own; returns its folder and the events.
+
+    A training evaluates nothing: the pictures are looked at where they are the point.
+    """
     events().clear()
     named = [f"tag={tag}", "use_timestamp=false"]
+    if arguments[0] == "--train":
+        named += ["trainer.limit_val_batches=0", "trainer.limit_test_batches=0"]
     assert project.launch(*arguments, PROMPT, *named, **kwargs) == 0
     return project.folder / "outputs" / "contract" / tag, list(events())
 
@@ -194,15 +199,19 @@ def steps(log, name="training_step"):
 
 
 @pytest.mark.parametrize(
-    ("mode", "files"),
+    ("mode", "key", "files"),
     [
-        ("--test", {"it4-test/0.png", "it4-test/1.png", "it4-test/2.png", "it4-test.mp4"}),
-        ("--validate", {"it4-0.png", "it4-1.png"}),
-        ("--export", {"it4-export/model.obj"}),
+        (
+            "--test",
+            "resume",
+            {"it4-test/0.png", "it4-test/1.png", "it4-test/2.png", "it4-test.mp4"},
+        ),
+        ("--validate", "system.weights", {"it4-0.png", "it4-1.png"}),
+        ("--export", "resume", {"it4-export/model.obj"}),
     ],
 )
-def test_evaluation_of_a_checkpoint_takes_its_step(project, trained, mode, files):
-    trial, log = run(project, mode, f"resume={last(trained)}", tag=f"eval{mode}")
+def test_evaluation_of_a_checkpoint_takes_its_step(project, trained, mode, key, files):
+    trial, log = run(project, mode, f"{key}={last(trained)}", tag=f"eval{mode}")
     save = trial / "save"
     assert {str(path.relative_to(save)) for path in save.rglob("*.*")} == files
     assert steps(log) == []
@@ -214,6 +223,8 @@ def test_evaluation_of_a_checkpoint_takes_its_step(project, trained, mode, files
     if mode == "--export":
         mesh = trimesh.load(save / "it4-export" / "model.obj", process=False)
         assert len(mesh.faces) > 50 and mesh.visual.kind == "vertex"
+        # Without a video the views are of no use, so they are not walked.
+        assert [event for event, _ in log].count("preprocess predict") <= 1
 
 
 def test_export_may_render_the_test_views_first(project, trained):
@@ -228,7 +239,8 @@ def test_export_may_render_the_test_views_first(project, trained):
 def test_relaunching_the_parsed_config_uses_the_same_folder(project, trained):
     before = project.trials
     parsed = trained[0] / "configs" / "parsed.yaml"
-    assert project.launch("--validate", f"resume={last(trained)}", config=parsed) == 0
+    newest = "resume=outputs/contract/a gray ball@LAST/ckpts/last.ckpt"
+    assert project.launch("--validate", newest, config=parsed) == 0
     assert project.trials == before
 
 
