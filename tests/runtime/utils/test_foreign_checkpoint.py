@@ -1,4 +1,4 @@
-"""Checkpoints as upstream writes them: configs inside optimizer states, and nothing run for them."""
+"""Checkpoints as upstream writes them: configs inside optimizer states, nothing run for them."""
 
 import operator
 import sys

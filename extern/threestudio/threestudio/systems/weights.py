@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from threestudio.systems.upstream_names import with_our_names
+
 _LISTED = 8
-_RENDERER = "renderer."
-_WRAPPED = "renderer.base_renderer."
 
 
 @dataclass
@@ -40,12 +40,12 @@ def match_state(
 
     Args:
         own: state dict of the system.
-        found: state dict of the file.
+        found: state dict of the file, under our names or upstream's.
         trained: keys of ``own`` that are parameters, all if None. The others are bookkeeping
             (an occupancy grid): where the file lacks them they start fresh like a module.
     """
     match = StateMatch()
-    found = _unwrap_renderer(own, found)
+    found = with_our_names(own, found)
     missing = [key for key in own if key not in found]
     if trained is not None:
         match.fresh = [key for key in missing if key not in trained]
@@ -76,20 +76,6 @@ def match_state(
     match.problems += [f"{key}: here, but not in the file" for key in torn]
     match.problems += [f"{key}: in the file, but not here" for key in extra]
     return match
-
-
-def _unwrap_renderer(own: Mapping, found: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Lift what upstream's wrapper renderers keep one level deeper to where every renderer has it.
-
-    Otherwise the occupancy grid would start anew whenever the type of the renderer changes.
-    """
-    if not any(key.startswith(_WRAPPED) for key in found):
-        return found
-    if any(key.startswith(_WRAPPED) for key in own):
-        return found
-    lifted = {key.replace(_WRAPPED, _RENDERER, 1) if key.startswith(_WRAPPED) else key: value
-              for key, value in found.items()}  # fmt: skip
-    return lifted
 
 
 def describe_problems(problems: list[str]) -> str:

@@ -9,7 +9,6 @@ instantiated, an attribute of it by itself, a type with parameters by ``typing.A
 
 import collections
 import pickle
-import typing
 import warnings
 from typing import Any, BinaryIO
 
