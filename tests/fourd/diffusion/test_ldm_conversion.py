@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from custom.fourd.diffusion import multiview_conversion as conversion
+from custom.fourd.diffusion import ldm_conversion as conversion
 from tests.fixtures.model_folders import (
     FULL_UNET,
     FULL_VAE,
@@ -114,4 +114,4 @@ def test_two_tensors_in_one_place_are_refused():
     with pytest.raises(ValueError, match="'time_embedding' is no name of an ldm U-Net"):
         conversion.convert_unet(copied)
     with pytest.raises(ValueError, match="Two tensors of the checkpoint become 'same'"):
-        conversion._renamed({"a": torch.zeros(1), "b": torch.zeros(1)}, lambda name: "same")
+        conversion.renamed({"a": torch.zeros(1), "b": torch.zeros(1)}, lambda name: "same")

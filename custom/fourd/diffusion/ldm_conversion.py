@@ -1,25 +1,27 @@
-"""MVDream's original checkpoint (ldm layout) as diffusers models: names, shapes and configurations.
+"""Checkpoints in ldm layout as diffusers models: names, shapes and configurations.
 
-The original is one flat state dict: the U-Net below ``model.diffusion_model.``, the autoencoder
-below ``first_stage_model.``, an OpenCLIP text encoder that diffusers' own replaces, and schedule
-buffers. Every name is rewritten by a rule; the configurations are read off the tensors, so a small
-model of the same layout converts as well.
+Stable Diffusion and MVDream are one flat state dict: the U-Net below ``model.diffusion_model.``,
+the autoencoder below ``first_stage_model.``. Every name is rewritten by a rule; the configurations
+are read off the tensors, so a small model of the same layout converts as well. Video models add to
+these names, see `video_unet_conversion`; which parts a checkpoint has, `checkpoint_conversion`
+knows.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 UNET_PREFIX = "model.diffusion_model."
 AUTOENCODER_PREFIX = "first_stage_model."
-# SD 2.x fixes the width of a head, and so their number by the channels.
+# SD 2.x fixes the width of a head, and so their number by the channels; SD 1.x their number.
 _HEAD_WIDTH = 64
+_SD_1_HEADS = 8
 # Groups of ldm's group norms.
 _NORM_GROUPS = 32
 
-MVDREAM_SCHEDULER_CONFIG: dict[str, Any] = {
+LDM_SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -76,7 +78,7 @@ def unet_key(name: str, layers_per_block: int = 2) -> str:
     match = re.match(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.*)", name)
     if match is None:
         raise ValueError(
-            f"'{name}' is no name of an ldm U-Net; expected MVDream's layout, such as "
+            f"'{name}' is no name of an ldm U-Net; expected Stable Diffusion's layout, such as "
             "'input_blocks.1.0.in_layers.0.weight'."
         )
     side, index, part, rest = match[1], int(match[2]), int(match[3]), match[4]
@@ -131,8 +133,8 @@ def convert_unet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: if a name fits no rule or two names become one.
     """
     state = without_prefix(state, UNET_PREFIX)
-    layers = _layers_per_block(state)
-    return _renamed(state, lambda name: unet_key(name, layers))
+    layers = layers_per_block(state)
+    return renamed(state, lambda name: unet_key(name, layers))
 
 
 def convert_autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +145,7 @@ def convert_autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     state = without_prefix(state, AUTOENCODER_PREFIX)
     levels = 1 + max(int(m[1]) for m in map(re.compile(r"encoder\.down\.(\d+)").match, state) if m)
-    converted = _renamed(state, lambda name: autoencoder_key(name, levels))
+    converted = renamed(state, lambda name: autoencoder_key(name, levels))
     return {
         name: value[:, :, 0, 0] if "attentions" in name and value.ndim == 4 else value
         for name, value in converted.items()
@@ -153,7 +155,7 @@ def convert_autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def unet_config(state: Mapping[str, Tensor], sample_size: int = 32) -> dict[str, Any]:
     """Read the arguments of `UNet2DConditionModel` off an ldm U-Net's tensors."""
     state = without_prefix(state, UNET_PREFIX)
-    layers = _layers_per_block(state)
+    layers = layers_per_block(state)
     channels, attends = [], []
     block = 0
     while f"input_blocks.{1 + block * (layers + 1)}.0.in_layers.2.weight" in state:
@@ -162,6 +164,8 @@ def unet_config(state: Mapping[str, Tensor], sample_size: int = 32) -> dict[str,
         attends.append(f"input_blocks.{first}.1.proj_in.weight" in state)
         block += 1
     text = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    is_linear = state["middle_block.1.proj_in.weight"].ndim == 2
+    heads = tuple(max(width // _HEAD_WIDTH, 1) for width in channels)
     config = {
         "sample_size": sample_size,
         "in_channels": state["input_blocks.0.0.weight"].shape[1],
@@ -175,9 +179,10 @@ def unet_config(state: Mapping[str, Tensor], sample_size: int = 32) -> dict[str,
             "CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attends)
         ),
         "cross_attention_dim": state[text].shape[1],
-        "attention_head_dim": tuple(max(width // _HEAD_WIDTH, 1) for width in channels),
+        # diffusers' name of the number of heads.
+        "attention_head_dim": heads if is_linear else _SD_1_HEADS,
         "norm_num_groups": min(_NORM_GROUPS, channels[0]),
-        "use_linear_projection": True,
+        "use_linear_projection": is_linear,
         "norm_eps": 1e-5,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
@@ -226,7 +231,7 @@ def _resnet_key(name: str) -> str:
     return name
 
 
-def _layers_per_block(state: Mapping[str, Tensor]) -> int:
+def layers_per_block(state: Mapping[str, Tensor]) -> int:
     """Count the layers of the first resolution: they end at the first downsampler.
 
     Raises:
@@ -239,13 +244,18 @@ def _layers_per_block(state: Mapping[str, Tensor]) -> int:
     ]
     if not samplers:
         raise ValueError(
-            "The checkpoint holds no U-Net in ldm layout (no 'input_blocks.*.0.op.*'); expected "
-            "MVDream's original file, such as sd-v2.1-base-4view.pt."
+            "The checkpoint holds no U-Net in ldm layout (no 'input_blocks.*.0.op.*'); expected an "
+            "original file, such as MVDream's sd-v2.1-base-4view.pt."
         )
     return min(samplers) - 1
 
 
-def _renamed(state: Mapping[str, Tensor], rule) -> dict[str, Tensor]:
+def renamed(state: Mapping[str, Tensor], rule: Callable[[str], str]) -> dict[str, Tensor]:
+    """Return the tensors under the names that ``rule`` gives them.
+
+    Raises:
+        ValueError: if two names become one.
+    """
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         new = rule(name)
