@@ -10,7 +10,11 @@ import threestudio
 from packaging.version import Version
 from threestudio.models.guidance.multiview_facts import register_camera_vector
 from threestudio.utils.diffusers_folder import register_model_class
-from threestudio.utils.pretrained import register_embedded_root, register_model_table
+from threestudio.utils.pretrained import (
+    register_doctor,
+    register_embedded_root,
+    register_model_table,
+)
 
 if Version(threestudio.__version__) < Version("0.3.0"):
     raise ImportError(
@@ -26,6 +30,7 @@ REGISTRY: dict[str, str] = {
     "mask-nerf-volume-renderer": "renderers.mask_nerf_volume_renderer",
     "multiview-diffusion-guidance": "guidance.multiview_diffusion_guidance",
     "random-multiview-camera-datamodule": "data.random_multiview_camera_datamodule",
+    "scene-exporter": "systems.scene_exporter",
     "single-multiview-combined-camera-datamodule": (
         "data.single_multiview_combined_camera_datamodule"
     ),
@@ -44,6 +49,7 @@ for _name, _module in REGISTRY.items():
 
 _package_folder = Path(__file__).parent
 register_embedded_root(_package_folder / "assets")
+register_doctor("python -m custom.fourd.scripts.doctor")
 register_model_table(_package_folder.parents[1] / "configs" / "models.yaml")
 register_model_class("PatchAutoencoder", f"{__name__}.diffusion.patch_autoencoder:PatchAutoencoder")
 # The other two names are what public conversions of VideoCrafter2 call the same network.

@@ -75,3 +75,56 @@ def test_a_cut_download_is_told_by_its_kind(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         cause = hub.download("a/b", None, ["unet/*.json"])
     assert cause == "the download broke off (NotADirectoryError)"
+
+
+@pytest.fixture
+def tiny_hub(tmp_path, monkeypatch):
+    """A hub with one file, and an empty cache."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    (folder := tmp_path / "source" / "unet").mkdir(parents=True)
+    (folder / "config.json").write_text("{}" * 5000)
+    with HubServer({"a/b": tmp_path / "source"}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield tmp_path / "cache"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_is_told_and_leaves_nothing_to_take_for_complete(tiny_hub, monkeypatch):
+    import builtins
+
+    real_open = builtins.open
+    writes = []
+
+    def open_on_a_full_disk(file, mode="r", *args, **kwargs):
+        # What the client writes next to the blobs of this cache meets a device that is full.
+        if str(file).startswith(str(tiny_hub)) and ".incomplete" in str(file) and "r" not in mode:
+            writes.append(str(file))
+            return real_open("/dev/full", mode, *args, **kwargs)
+        return real_open(file, mode, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", open_on_a_full_disk)
+        patch.setattr("io.open", open_on_a_full_disk)
+        cause = hub.download("a/b", None, ["unet/*.json"])
+    assert writes and cause == f"the disk of {tiny_hub} is full"
+    snapshot = hub.cached_snapshot("a/b", None)
+    assert snapshot is None or not (snapshot / "unet" / "config.json").exists()
+    assert hub.download("a/b", None, ["unet/*.json"]) is None
+
+
+@pytest.mark.parametrize(
+    "error, sentence",
+    [
+        (OSError(28, "No space left on device"), "the disk of CACHE is full"),
+        (OSError(30, "Read-only file system"), "CACHE cannot be written (Read-only file system)"),
+        (PermissionError(13, "Permission denied"), "CACHE cannot be written (Permission denied)"),
+        (OSError(5, "Input/output error"), None),
+        (ValueError("x"), None),
+    ],
+)
+def test_problems_of_the_disk_are_found_in_the_chain_of_causes(error, sentence, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", "CACHE")
+    outer = RuntimeError("wrapped")
+    outer.__cause__ = error
+    assert hub._disk_problem(outer) == sentence
+    assert hub._disk_problem(None) is None

@@ -8,6 +8,8 @@ from threestudio.utils import pretrained
 from threestudio.utils.pretrained import (
     ModelUnavailableError,
     RequiredModel,
+    find_model,
+    missing_parts,
     model_table,
     models_available,
     require_models,
@@ -291,3 +293,69 @@ def test_requests_for_two_parts_of_one_model_are_two_requests(sd_folder, tmp_pat
     require_models([text])
     with pytest.raises(ModelUnavailableError, match="lacks unet/config.json, unet/"):
         require_models([text, prior])
+
+
+def test_half_of_a_sharded_model_is_not_the_model(tmp_path):
+    (folder := tmp_path / "unet").mkdir()
+    (folder / "config.json").write_text("{}")
+    name = "diffusion_pytorch_model-0000{}-of-00003.safetensors"
+    for number in (1, 3):
+        (folder / name.format(number)).write_bytes(b"x")
+    assert missing_parts(tmp_path, ["unet"]) == [f"unet/{name.format(2)}"]
+    (folder / name.format(2)).symlink_to(tmp_path / "a blob that never came")
+    assert missing_parts(tmp_path, ["unet"]) == [f"unet/{name.format(2)}"]
+    (folder / name.format(2)).unlink()
+    (folder / name.format(2)).write_bytes(b"x")
+    assert missing_parts(tmp_path, ["unet"]) == []
+    # Half precision in two shards, of which one lacks, does not spoil the whole copy.
+    (folder / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors").write_bytes(b"x")
+    assert missing_parts(tmp_path, ["unet"]) == []
+
+
+def test_a_snapshot_without_a_listed_part_is_not_complete(sd_folder, empty_cache, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    snapshot = put_in_cache(empty_cache, "owner/model", sd_folder)
+    (snapshot / "model_index.json").write_text('{"unet": [], "vae": [], "feature_extractor": []}')
+    assert find_model("owner/model") == snapshot
+    shutil.rmtree(snapshot / "vae")  # as after a download that broke off
+    with pytest.raises(ModelUnavailableError, match="'owner/model' is not on this disk"):
+        find_model("owner/model")
+    (snapshot / "model_index.json").write_text("{")  # unreadable: what is there must do
+    assert find_model("owner/model") == snapshot
+
+
+def test_a_download_that_breaks_off_is_taken_up_again(sd_folder, empty_cache, monkeypatch):
+    wanted = RequiredModel("owner/model", PRIOR)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    with HubServer({"owner/model": sd_folder}, cut={weights: 1000}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        with pytest.raises(ModelUnavailableError, match="owner/model: the download broke off"):
+            require_models([wanted])
+        assert models_available([wanted]) == {"owner/model": False}
+        with pytest.raises(ModelUnavailableError, match="downloads were not asked for"):
+            find_model(wanted)
+        hub.cut.clear()
+        require_models([wanted])
+    assert (find_model(wanted) / weights).read_bytes() == (sd_folder / weights).read_bytes()
+
+
+def test_the_sentence_points_to_the_doctor(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(pretrained, "_doctors", [])
+    with pytest.raises(ModelUnavailableError, match=r"a local diffusers folder\.$"):
+        find_model("owner/model")
+    pretrained.register_doctor("python -m x.doctor")
+    with pytest.raises(ModelUnavailableError, match="; `python -m x.doctor` shows what else is"):
+        find_model("owner/model")
+
+
+def test_a_changed_table_is_read_again(tmp_path, monkeypatch):
+    import os
+
+    monkeypatch.setattr(pretrained, "_table_paths", [tmp_path / "models.yaml"])
+    assert model_table("aliases") == {}
+    for age, mirror in ((1, "b/c"), (2, "d/e")):
+        (tmp_path / "models.yaml").write_text(f"aliases: {{a/b: [{mirror}]}}")
+        os.utime(tmp_path / "models.yaml", (age, age))
+        assert model_table("aliases") == {"a/b": [mirror]}

@@ -4,6 +4,7 @@ The cache is read by its documented layout, so a model that is there costs no im
 client and no connection.
 """
 
+import errno
 import os
 import socket
 import threading
@@ -13,6 +14,8 @@ from pathlib import Path
 
 PROBE_SECONDS = 2.0
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
 
 
@@ -111,7 +114,18 @@ def download(hub_id: str, revision: str | None, patterns: list[str]) -> str | No
         answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
         if isinstance(answer, HfHubHTTPError):
             return f"the hub answered with the error {answer.response.status_code}"
-        return f"the download broke off ({type(error).__name__})"
+        return _disk_problem(error) or f"the download broke off ({type(error).__name__})"
+    return None
+
+
+def _disk_problem(error: BaseException | None) -> str | None:
+    """Tell of a full or read-only disk, wherever in the chain of causes it stands."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return f"the disk of {hub_cache_folder()} is full"
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+            return f"{hub_cache_folder()} cannot be written ({error.strerror})"
+        error = error.__cause__ or error.__context__
     return None
 
 

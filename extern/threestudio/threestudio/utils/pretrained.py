@@ -11,6 +11,8 @@ Whatever cannot be had ends in one sentence within seconds: the network is probe
 own client, with its long retries, is allowed to try (`threestudio.utils.hub`).
 """
 
+import functools
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +26,7 @@ EMBEDDED_PREFIX = "embedded://"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors$")
 _STANDARD_COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _FACTS = ("model_index.json", "multiview.json")
 _SMALL = ("*.json", "*.txt")
@@ -32,6 +35,7 @@ _COMPONENTS_WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
 _embedded_roots: list[Path] = []
 _table_paths: list[Path] = []
 _announced: set[str] = set()
+_doctors: list[str] = []
 
 
 class ModelUnavailableError(FileNotFoundError):
@@ -80,16 +84,29 @@ def register_model_table(path: str | os.PathLike) -> None:
         _table_paths.append(Path(path))
 
 
+def register_doctor(command: str) -> None:
+    """Name a command that lists and fetches models; the sentence about a missing one points there.
+
+    Called by an extension. Without one the sentence stays as it is.
+    """
+    _doctors[:] = [command]
+
+
 def model_table(section: str) -> dict[str, Any]:
     """Return one section, such as "aliases" or "model_names", of all registered tables, merged."""
-    from omegaconf import OmegaConf
-
     merged: dict[str, Any] = {}
     for path in _table_paths:
         if path.is_file():
-            content = OmegaConf.to_container(OmegaConf.load(path))
-            merged.update(content.get(section) or {})
+            merged.update(_read_table(path, path.stat().st_mtime_ns).get(section) or {})
     return merged
+
+
+@functools.lru_cache(maxsize=16)
+def _read_table(path: Path, mtime_ns: int) -> dict[str, Any]:
+    """One table, read again only when its file has changed; callers leave it as it is."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path)) or {}
 
 
 def resolve_pretrained(
@@ -198,6 +215,19 @@ def models_available(names: Iterable[str]) -> dict[str, bool]:
     return available
 
 
+def find_model(name: str) -> Path:
+    """Return where a model lies on this disk, without opening a connection.
+
+    Args:
+        name: as ``required_models(cfg)`` lists it.
+
+    Raises:
+        ModelUnavailableError: if it, or a part that is needed, is not here.
+        ValueError: if it names no model.
+    """
+    return _resolve_required(name, allow_download=False)
+
+
 def require_models(names: Iterable[str]) -> None:
     """Resolve every model, so that a missing one stops a run before any other work.
 
@@ -223,9 +253,28 @@ def missing_parts(root: Path, components: Sequence[str]) -> list[str]:
         else:
             required = [folder / "config.json"]
         missing += [f"{component}/{path.name}" for path in required if not path.is_file()]
-        if component not in _COMPONENTS_WITHOUT_WEIGHTS and not any(folder.glob("*.safetensors")):
-            missing.append(f"{component}/*.safetensors")
+        if component not in _COMPONENTS_WITHOUT_WEIGHTS:
+            missing += [f"{component}/{name}" for name in _missing_weights(folder)]
     return missing
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    """List what lacks of one whole copy of the weights; of several shards all must be there."""
+    names = [path.name for path in folder.glob("*.safetensors") if path.is_file()]
+    shards = [found for name in names if (found := _SHARD.match(name))]
+    if not names or len(shards) < len(names):
+        return [] if names else ["*.safetensors"]
+    copies: dict[tuple[str, str], list[str]] = {}
+    for shard in shards:
+        copies.setdefault((shard["stem"], shard["count"]), []).append(shard["number"])
+    lacking = [
+        f"{stem}-{number:05d}-of-{count}.safetensors"
+        for (stem, count), present in copies.items()
+        for number in range(1, int(count) + 1)
+        if number not in map(int, present)
+    ]
+    whole = any(len(present) == int(count) for (_, count), present in copies.items())
+    return [] if whole else lacking
 
 
 def _resolve_required(name: str, allow_download: bool) -> Path:
@@ -283,13 +332,26 @@ def _hub_folder(
             if cause is None and cached is not None and _is_complete(cached, components):
                 _announce_mirror(name, candidate)
                 return cached
+            if cause is not None:
+                break  # it broke off; that these names brought nothing means nothing then
         causes.append(f"{candidate}: {cause or 'it holds no complete safetensors model'}")
     raise _unavailable(name, (mirrors or [name])[0], "; ".join(causes))
 
 
 def _is_complete(root: Path, components: Sequence[str]) -> bool:
-    parts = components or [part for part in _STANDARD_COMPONENTS if (root / part).is_dir()]
+    parts = components or _listed_components(root)
     return bool(parts) and not missing_parts(root, parts)
+
+
+def _listed_components(root: Path) -> list[str]:
+    """The parts that the folder's own index lists; without one, those that are there."""
+    present = [part for part in _STANDARD_COMPONENTS if (root / part).is_dir()]
+    try:
+        index = json.loads((root / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return present
+    listed = [part for part in _STANDARD_COMPONENTS if part in index]
+    return listed or present
 
 
 def _download_patterns(components: Sequence[str]) -> list[list[str]]:
@@ -314,10 +376,11 @@ def _download_patterns(components: Sequence[str]) -> list[list[str]]:
 
 def _unavailable(name: str, wanted: str, cause: str) -> ModelUnavailableError:
     mirror = "" if wanted == name else f" (withdrawn by its publisher, mirrored as '{wanted}')"
+    doctor = f"; `{_doctors[0]}` shows what else is missing" if _doctors else ""
     return ModelUnavailableError(
         f"Model '{name}'{mirror} is not on this disk and cannot be fetched: {cause}; either run "
         f"`hf download {wanted}` where there is a network (and copy the cache, {hub_cache_folder()}"
-        ", here), or set pretrained_model_name_or_path to a local diffusers folder."
+        f", here), or set pretrained_model_name_or_path to a local diffusers folder{doctor}."
     )
 
 
