@@ -3,6 +3,8 @@
 Dimensions: ``b`` latents, ``l`` text tokens, ``d`` text width, ``k`` numbers of a camera vector.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float
 from threestudio.models.guidance.noise_schedule import noise_schedule
@@ -31,6 +33,62 @@ def trailing_timesteps(num_train_timesteps: int, steps: int) -> list[int]:
         )
     stride = num_train_timesteps / steps
     return [round(num_train_timesteps - i * stride) - 1 for i in range(steps)]
+
+
+def partial_timesteps(start: int, steps: int, num_train_timesteps: int = 1000) -> list[int]:
+    """Return the timesteps of a denoising that begins part of the way, Instruct 4D-to-4D's T and n.
+
+    They are k floor(T / n) + 1 for k from n - 1 down to 0: T spreads the steps, and the first one
+    lies a stride below it. The schedule's own table stays whole.
+
+    Args:
+        start: T, in training steps; strength of the edit.
+        steps: n, number of U-Net calls.
+        num_train_timesteps: training steps of the schedule.
+
+    Raises:
+        ValueError: unless 1 <= n <= T and the first timestep is one of the schedule.
+    """
+    if not 1 <= steps <= start:
+        raise ValueError(
+            f"steps is {steps} and start {start}; expected 1 <= steps <= start, for example "
+            "start=600, steps=5."
+        )
+    stride = start // steps
+    first = (steps - 1) * stride + 1
+    if first >= num_train_timesteps:
+        raise ValueError(
+            f"start {start} with {steps} steps begins at timestep {first}; expected one below "
+            f"{num_train_timesteps}, the schedule's training steps. Lower start."
+        )
+    return [k * stride + 1 for k in reversed(range(steps))]
+
+
+def denoise_ddim(
+    predict: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    latents: Float[Tensor, "b ..."],
+    alphas_cumprod: Float[Tensor, "t"],
+    timesteps: Sequence[int],
+    final_alpha_cumprod: float | Tensor = 1.0,
+) -> Float[Tensor, "b ..."]:
+    """Run deterministic DDIM over given timesteps (Song et al. 2021, eq. 12 with eta = 0).
+
+    Args:
+        predict: (latents, timestep) -> (denoised, noise_pred), both of the latents' shape.
+        latents: noisy latents at the first timestep.
+        alphas_cumprod: cumulative product abar of the schedule.
+        timesteps: falling indices into it.
+        final_alpha_cumprod: abar after the last step; 1 is the denoised prediction itself.
+
+    Returns:
+        Latents after the last step.
+    """
+    following = [*(alphas_cumprod[step] for step in timesteps[1:]), final_alpha_cumprod]
+    for step, after in zip(timesteps, following, strict=True):
+        denoised, noise_pred = predict(latents, step)
+        after = torch.as_tensor(after, dtype=latents.dtype, device=latents.device)
+        latents = after.sqrt() * denoised + (1.0 - after).sqrt() * noise_pred
+    return latents
 
 
 @torch.no_grad()
@@ -87,8 +145,8 @@ def sample_ddim(
     labels = None
     if camera is not None:
         labels = camera.to(parameter).repeat(2 * batch // camera.shape[0], 1)[: halves * batch]
-    timesteps = trailing_timesteps(len(abar), steps)
-    for step, following in zip(timesteps, [*timesteps[1:], None]):
+
+    def predict(latents: Tensor, step: int) -> tuple[Tensor, Tensor]:
         now = torch.full((batch,), step, device=latents.device)
         output = unet(
             latents.to(parameter.dtype).repeat(halves, 1, 1, 1),
@@ -107,12 +165,9 @@ def sample_ddim(
                 cond, latents, signal, noise, schedule.prediction_type
             )
             denoised = rescale_denoised(denoised, denoised_cond, group_size, guidance_rescale)
-        if following is None:
-            return denoised
-        next_signal, next_noise = diffusion_scales(abar, torch.full_like(now, following))
-        view = (-1, *([1] * (latents.ndim - 1)))
-        latents = next_signal.view(view) * denoised + next_noise.view(view) * noise_pred
-    raise AssertionError("trailing_timesteps returned no step")
+        return denoised, noise_pred
+
+    return denoise_ddim(predict, latents, abar, trailing_timesteps(len(abar), steps))
 
 
 def _starting_noise(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

@@ -67,10 +67,13 @@ def _normalisation(autoencoder, latents: Tensor) -> tuple[Tensor | float, Tensor
     return latents.new_tensor(mean).view(shape), scale / latents.new_tensor(std).view(shape)
 
 
-def latent_size(autoencoder, image_size: int) -> int:
-    """Return the edge of the latents of a square image, in latent pixels."""
+def pixels_per_latent(autoencoder) -> int:
+    """Return the edge in pixels of what one latent stands for."""
     config = autoencoder.config
     patch = getattr(config, "scale_factor_spatial", None) or getattr(config, "patch_size", None)
-    if patch is None:
-        patch = 2 ** (len(autoencoder.config.block_out_channels) - 1)
-    return image_size // patch
+    return patch or 2 ** (len(config.block_out_channels) - 1)
+
+
+def latent_size(autoencoder, image_size: int) -> int:
+    """Return the edge of the latents of a square image, in latent pixels."""
+    return image_size // pixels_per_latent(autoencoder)
