@@ -11,7 +11,7 @@ from threestudio.utils.checkpoint import load_checkpoint
 
 from tests.fixtures.launched import need_embedded_model
 from tests.fixtures.model_folders import write_stable_diffusion_folder
-from tests.fixtures.prompted_runs import prompted_config, run
+from tests.fixtures.prompted_runs import fit_steps, prompted_config, run
 
 CLASS = "dreamfusion-system"
 
@@ -96,30 +96,30 @@ def test_the_checkpoint_holds_the_scene_only(trained):
     assert roots == {"geometry", "material", "background", "renderer"}
 
 
-def test_test_and_export_build_no_guidance(trained, prior, tmp_path, no_guidance):
-    config = prompted_config(CLASS, prior)
-    shown = run("--test", tmp_path / "test", config, f"resume={trained.checkpoint}",
-                "data.n_test_views=1")  # fmt: skip
-    assert shown.status == 0, shown.errors
-    first, second = ((r.folder / "save/it2-test/0.png").read_bytes() for r in (trained, shown))
-    assert first == second
-    exported = run("--export", tmp_path / "export", config, f"system.weights={trained.checkpoint}",
-                   "data.n_test_views=1")  # fmt: skip
+def test_export_and_its_video_build_no_guidance(trained, prior, tmp_path, no_guidance):
+    exported = run("--export", tmp_path, prompted_config(CLASS, prior),
+                   f"system.weights={trained.checkpoint}", f"resume={trained.checkpoint}",
+                   "data.n_test_views=1", "system.exporter.save_video=true")  # fmt: skip
     assert exported.status == 0, exported.errors
-    assert list((exported.folder / "save").rglob("model.obj"))
-
-
-def test_a_multiview_model_serves_as_a_single_image_prior(tmp_path):
-    need_embedded_model()
-    config = prompted_config(CLASS, "embedded://multiview")
-    result = run("--train", tmp_path, config, "trainer.max_steps=1", "data.batch_size=1",
-                 "data.n_test_views=1", "trainer.limit_val_batches=0")  # fmt: skip
-    assert result.status == 0, result.errors
-    logged = rows_of(result)[0]
-    assert logged["train/loss_sds"] > 0 and logged["train/grad_norm"] > 0
+    first, second = ((r.folder / "save/it2-test/0.png").read_bytes() for r in (trained, exported))
+    assert first == second
+    assert (exported.folder / "save/it2-export/model.obj").is_file()
 
 
 # Without the launcher
+
+
+def test_a_multiview_model_serves_as_a_single_image_prior(tmp_path):
+    """The whole of Lightning's loop with the embedded model, one step."""
+    need_embedded_model()
+    config = prompted_config(CLASS, "embedded://multiview")
+    system = threestudio.find(CLASS)(config["system"])
+    before = system.geometry.encoding.encoding.encoding.params.detach().clone()
+    data = threestudio.find(config["data_type"])({**config["data"], "batch_size": 1})
+    trainer = fit_steps(system, data, tmp_path, 1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["train/loss_sds"] > 0 and logged["train/grad_norm"] > 0
+    assert not torch.equal(system.geometry.encoding.encoding.encoding.params, before)
 
 
 def cameras(size=4):
@@ -150,11 +150,11 @@ def test_a_step_asks_the_guidance_with_the_whole_batch(prior):
     system, logged = ready(prior, answer, loss={"lambda_sds": 2.0})
     batch = cameras()
     loss = system.training_step(batch, 0)["loss"]
+    loss.backward()
     assert seen["prompt_utils"] == "words" and seen["rgb_as_latents"] is False
     assert set(batch) <= set(seen) and "guidance_eval" not in seen
     assert set(logged) == {"train/loss_sds", "train/scale", "train/loss", "train_params/lambda_sds"}
-    assert float(loss) == pytest.approx(2.0 * float(logged["train/loss_sds"]))
-    loss.backward()
+    assert loss.item() == pytest.approx(2.0 * logged["train/loss_sds"].item())
     assert system.geometry.encoding.encoding.encoding.params.grad.abs().sum() > 0
 
 
