@@ -35,6 +35,7 @@ NAMES = {
     ),
     "threestudio.utils.saving": "SaverMixin",
     "threestudio.utils.loss": "tv_loss",
+    "threestudio.utils.rasterize": "NVDiffRasterizerContext",
     "threestudio.utils.callbacks": (
         "VersionedCallback CodeSnapshotCallback ConfigSnapshotCallback CustomProgressBar "
         "ProgressCallback"
@@ -69,8 +70,9 @@ NAMES = {
 BUILT_IN = (
     "random-camera-datamodule implicit-volume no-material diffuse-with-point-light-material "
     "solid-color-background neural-environment-map-background nerf-volume-renderer "
-    "stable-diffusion-prompt-processor dummy-prompt-processor stable-diffusion-guidance "
-    "stable-diffusion-vsd-guidance mesh-exporter dummy-exporter"
+    "stable-diffusion-prompt-processor stable-diffusion-guidance "
+    "stable-diffusion-vsd-guidance mesh-exporter dummy-exporter dummy-prompt-processor "
+    "dreamfusion-system prolificdreamer-system"
 ).split()
 
 
@@ -109,6 +111,14 @@ def test_version_satisfies_the_check_of_extensions():
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_modules_are_known_without_an_import_of_theirs(name):
     assert isinstance(threestudio.find(name), type)
+
+
+@pytest.mark.parametrize("name", ["nvdiff-rasterizer", "zero123-guidance", "pbr-material"])
+def test_what_upstream_has_and_this_runtime_may_not_is_no_bare_key_error(name):
+    try:
+        assert isinstance(threestudio.find(name), type)
+    except KeyError as error:
+        assert name in str(error) and "use " in str(error)
 
 
 def test_parts_are_reached_as_attributes_of_the_root():
