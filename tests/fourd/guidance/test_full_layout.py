@@ -1,6 +1,7 @@
 import pytest
 
 from tests.benchmarks.full_layout_two_steps import two_steps
+from tests.benchmarks.full_size_mvdream_call import one_call
 
 
 def check(report):
@@ -18,3 +19,20 @@ def test_two_steps_on_full_size_random_weights(tmp_path):
     check(report)
     assert report["parameters_millions"] == pytest.approx(867.6, abs=0.1)
     assert report["peak_memory_gb"] < 20
+
+
+def check_call(report):
+    assert report["loss"] > 0 and report["gradient_norm"] > 0
+    assert report["views"] == 4 and report["seconds"]["forward"] > 0
+
+
+def test_one_call_on_a_converted_checkpoint_in_tiny(tmp_path):
+    check_call(one_call(tmp_path, full=False))
+
+
+@pytest.mark.slow
+def test_one_call_on_a_converted_full_size_checkpoint(tmp_path):
+    report = one_call(tmp_path, full=True)
+    check_call(report)
+    assert report["unet_parameters_millions"] == pytest.approx(867.6, abs=0.1)
+    assert report["original_tensors"] == 690 + 248 + 294 + 12 and report["peak_memory_gb"] < 20
