@@ -18,7 +18,11 @@ __all__ = [
     "look_at",
     "motion_smooth_path",
     "multiview_azimuths",
+    "ndc_distance",
+    "ndc_rays",
     "orbit_position",
+    "pixel_centres",
+    "pixel_rays",
     "points_from_depth",
     "project_points",
     "relative_distance",
@@ -81,17 +85,43 @@ def camera_rays(
         rays_o: origins, equal over each image.
         rays_d: directions of unit length.
     """
-    columns = torch.arange(width, dtype=c2w.dtype, device=c2w.device) + 0.5
-    rows = torch.arange(height, dtype=c2w.dtype, device=c2w.device) + 0.5
-    focal_x, focal_y = intrinsics[..., 0, 0, None, None], intrinsics[..., 1, 1, None, None]
-    center_x, center_y = intrinsics[..., 0, 2, None, None], intrinsics[..., 1, 2, None, None]
-    x = (columns[None, :] - center_x) / focal_x
-    y = -(rows[:, None] - center_y) / focal_y
-    x, y = torch.broadcast_tensors(x, y)
+    pixels = pixel_centres(height, width, c2w).flatten(0, 1)
+    rays_o, rays_d = pixel_rays(pixels, c2w, intrinsics)
+    shape = (*c2w.shape[:-2], height, width, 3)
+    return rays_o.reshape(shape), rays_d.reshape(shape)
+
+
+def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
+    """Return (column, row) of every pixel's centre, in the type and on the device of ``like``."""
+    columns = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    rows = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
+
+
+def pixel_rays(
+    pixels: Float[Tensor, "*#batch n 2"],
+    c2w: Float[Tensor, "*batch 4 4"],
+    intrinsics: Float[Tensor, "*batch 3 3"],
+) -> tuple[Float[Tensor, "*batch n 3"], Float[Tensor, "*batch n 3"]]:
+    """Return the rays through given points of images, in the world.
+
+    Args:
+        pixels: (column, row) in pixels, the first pixel's centre at (0.5, 0.5).
+        c2w: camera poses.
+        intrinsics: pinhole matrices in pixels.
+
+    Returns:
+        rays_o: origins, equal over each image.
+        rays_d: directions of unit length.
+    """
+    focal_x, focal_y = intrinsics[..., 0, 0, None], intrinsics[..., 1, 1, None]
+    center_x, center_y = intrinsics[..., 0, 2, None], intrinsics[..., 1, 2, None]
+    x = (pixels[..., 0] - center_x) / focal_x
+    y = -(pixels[..., 1] - center_y) / focal_y
     directions = torch.stack([x, y, -torch.ones_like(x)], dim=-1)
-    rotation = c2w[..., None, :3, :3]
+    rotation = c2w[..., :3, :3]
     rays_d = torch.nn.functional.normalize(directions @ rotation.transpose(-1, -2), dim=-1)
-    rays_o = c2w[..., None, None, :3, 3].expand_as(rays_d)
+    rays_o = c2w[..., None, :3, 3].expand_as(rays_d)
     return rays_o, rays_d
 
 
@@ -123,6 +153,54 @@ def points_from_depth(
 ) -> Float[Tensor, "*batch 3"]:
     """Return the world points at Euclidean distance ``depth`` along unit rays."""
     return rays_o + depth * rays_d
+
+
+def ndc_rays(
+    rays_o: Float[Tensor, "*batch 3"],
+    rays_d: Float[Tensor, "*batch 3"],
+    scale: Float[Tensor, "*batch 2"],
+    near: float = 1.0,
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
+    """Return rays in normalised device coordinates, for scenes that all cameras face along -z.
+
+    A world point (x, y, z) becomes (-s_x x / z, -s_y y / z, 1 + 2 near / z), so the plane
+    z = -near is -1 and infinity is +1. Rays start on the near plane; with the parameter in [0, 1]
+    they end at infinity. NeRF (arXiv 2003.08934), appendix C.
+
+    Args:
+        rays_o: world origins, before the near plane or behind it.
+        rays_d: world directions of any length; those that do not point towards -z have no image.
+        scale: (2 f_x / W, 2 f_y / H), focal lengths and image size in pixels.
+        near: distance of the near plane from the world's origin.
+
+    Returns:
+        rays_o: origins with z = -1.
+        rays_d: directions, not of unit length.
+    """
+    shift = -(near + rays_o[..., 2:]) / rays_d[..., 2:]
+    start = rays_o + shift * rays_d
+    z = start[..., 2:]
+    origins = torch.cat([-scale * start[..., :2] / z, 1 + 2 * near / z], dim=-1)
+    slopes = rays_d[..., :2] / rays_d[..., 2:] - start[..., :2] / z
+    return origins, torch.cat([-scale * slopes, -2 * near / z], dim=-1)
+
+
+def ndc_distance(
+    parameter: Float[Tensor, "*batch 1"],
+    rays_o: Float[Tensor, "*batch 3"],
+    rays_d: Float[Tensor, "*batch 3"],
+    near: float = 1.0,
+) -> Float[Tensor, "*batch 1"]:
+    """Return the world distance along a unit ray that has a given parameter on its NDC ray.
+
+    Args:
+        parameter: position on the ray of `ndc_rays`, in [0, 1); 1 is infinitely far.
+        rays_o: world origins of the same rays.
+        rays_d: world directions of unit length.
+        near: as given to `ndc_rays`.
+    """
+    shift = -(near + rays_o[..., 2:]) / rays_d[..., 2:]
+    return shift - near * parameter / ((1 - parameter) * rays_d[..., 2:])
 
 
 def relative_distance(

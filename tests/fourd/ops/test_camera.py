@@ -14,6 +14,10 @@ from custom.fourd.ops.camera import (
     invert_pose,
     motion_smooth_path,
     multiview_azimuths,
+    ndc_distance,
+    ndc_rays,
+    pixel_centres,
+    pixel_rays,
     points_from_depth,
     project_points,
     relative_distance,
@@ -183,3 +187,45 @@ def test_stop_and_sweep_plays_whole_clips():
 
 def test_everything_promised_is_there():
     assert all(hasattr(camera, name) for name in camera.__all__)
+
+
+def test_rays_of_single_pixels_are_those_of_the_image():
+    """One ray per camera, each with its own pose, against the whole image of each camera."""
+    c2w, fovy_rad = random_cameras(4)
+    intrinsics = intrinsics_from_fovy(fovy_rad, 5, 7)
+    rays_o, rays_d = camera_rays(c2w, intrinsics, 5, 7)
+    rows, columns = torch.tensor([0, 4, 2, 3]), torch.tensor([6, 0, 3, 1])
+    pixels = torch.stack([columns, rows], dim=-1)[:, None] + 0.5
+    some_o, some_d = pixel_rays(pixels.double(), c2w, intrinsics)
+    at = torch.arange(4)
+    assert torch.allclose(some_d[:, 0], rays_d[at, rows, columns], atol=1e-14)
+    assert torch.equal(some_o[:, 0], rays_o[at, rows, columns])
+    centres = pixel_centres(5, 7, c2w)
+    assert centres.shape == (5, 7, 2) and centres[4, 0].tolist() == [0.5, 4.5]
+
+
+def test_ndc_of_points_worked_out_by_hand():
+    """At f = W = 4 and z = -2, x = 1 is the image's right edge: 2 f x / (W |z|) = 1."""
+    rays_o, rays_d = torch.zeros(1, 3), torch.tensor([[0.5, 0.0, -1.0]])
+    origin, direction = ndc_rays(rays_o, rays_d, torch.tensor([[2.0, 2.0]]), near=1.0)
+    assert torch.allclose(origin, torch.tensor([[1.0, 0.0, -1.0]]))
+    # The ray stays on the image's edge, and z = -2 lies at 1 - 2 / 2 = 0, halfway to infinity.
+    assert torch.allclose(origin + 0.5 * direction, torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_ndc_rays_run_through_the_images_of_their_points():
+    stream = torch.Generator().manual_seed(1)
+    rays_o = torch.rand(50, 3, generator=stream, dtype=torch.float64) - 0.5
+    rays_d = torch.rand(50, 3, generator=stream, dtype=torch.float64) - 0.5
+    rays_d = torch.nn.functional.normalize(rays_d - torch.tensor([0, 0, 1.0]), dim=-1)
+    scale = torch.tensor([2.5, 3.0], dtype=torch.float64).expand(50, 2)
+    near = 0.8
+    origins, directions = ndc_rays(rays_o, rays_d, scale, near)
+    parameter = torch.rand(50, 1, generator=stream, dtype=torch.float64)
+    distance = ndc_distance(parameter, rays_o, rays_d, near)
+    points = rays_o + distance * rays_d
+    z = points[:, 2:]
+    expected = torch.cat([-scale * points[:, :2] / z, 1 + 2 * near / z], dim=-1)
+    assert torch.allclose(origins + parameter * directions, expected, atol=1e-12)
+    # Parameter 1 is the far plane of the image of infinity.
+    assert torch.allclose((origins + directions)[:, 2], torch.ones(50, dtype=torch.float64))
