@@ -1,7 +1,8 @@
 """A trained scene, as evaluation, export, editing and distillation see it.
 
 `Scene` hides which system trained what: cameras and scene times go in, colour, alpha and depth
-come out. `load_scene` builds one from a checkpoint alone, without any diffusion model.
+come out. `load_scene` builds one from a checkpoint or an exported scene file alone, without any
+diffusion model.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from custom.fourd.ops.camera import camera_rays, intrinsics_from_fovy
-
-PARTS = ("geometry", "material", "background", "renderer")
+from custom.fourd.renderers.scene_file import (
+    PARTS,
+    SUFFIX,
+    SceneRecipe,
+    read_scene_file,
+    recipe_of,
+    write_scene_file,
+)
 
 
 @dataclass
@@ -34,11 +41,22 @@ class SceneImages:
 
 
 class Scene:
-    """Geometry, material, background and renderer of a trained scene."""
+    """Geometry, material, background and renderer of a trained scene.
 
-    def __init__(self, geometry: nn.Module, material: Any, background: Any, renderer: Any) -> None:
+    `recipe` says how they are built, where that is known; `save` needs it.
+    """
+
+    def __init__(
+        self,
+        geometry: nn.Module,
+        material: Any,
+        background: Any,
+        renderer: Any,
+        recipe: SceneRecipe | None = None,
+    ) -> None:
         self.geometry, self.material = geometry, material
         self.background, self.renderer = background, renderer
+        self.recipe = recipe
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +97,22 @@ class Scene:
         depth = out["depth"] / opacity.clamp_min(1e-5) * (opacity > 1e-3)
         return SceneImages(rgb.clamp(0, 1), opacity.clamp(0, 1), depth)
 
+    def save(self, path: str | Path) -> None:
+        """Write the scene to a `.safetensors` file that `load_scene` reads back to the same bits.
+
+        Raises:
+            ValueError: another suffix, or a scene that does not know how it was built.
+            OSError: the file cannot be written.
+        """
+        if Path(path).suffix != SUFFIX:
+            raise ValueError(f"{path} has another suffix; expected a name with {SUFFIX}.")
+        if self.recipe is None:
+            raise ValueError(
+                "this scene does not know the config that it was built from; expected one of "
+                "load_scene, or Scene(..., recipe=recipe_of(system_config, global_step))."
+            )
+        write_scene_file(path, {name: getattr(self, name) for name in PARTS}, self.recipe)
+
 
 class _evaluating:
     """Switches modules to evaluation and back to what they were."""
@@ -96,32 +130,40 @@ class _evaluating:
             module.train(mode)
 
 
-def load_scene(checkpoint: str | Path, device: torch.device | None = None) -> Scene:
-    """The scene that a checkpoint holds, ready to render.
+def load_scene(path: str | Path, device: torch.device | None = None) -> Scene:
+    """The scene that a file holds, ready to render.
 
     Args:
-        checkpoint: a file written by one of our systems, or an upstream checkpoint that lies in
-            its run folder (beside `configs/parsed.yaml`).
+        path: a checkpoint written by one of our systems; an upstream checkpoint that lies in its
+            run folder (beside `configs/parsed.yaml`); or a `.safetensors` scene file of `--export`
+            or `Scene.save`.
         device: where to put it; None keeps it on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, unsafe, or carries no config to rebuild the scene from.
     """
-    from threestudio.utils.checkpoint import load_checkpoint
-
-    path = Path(checkpoint)
-    data = load_checkpoint(path)
-    system = _system_config(data, path)
-    built = {name: _build(system, name) for name in ("geometry", "material", "background")}
-    renderer = threestudio.find(system["renderer_type"])(system.get("renderer", {}), **built)
+    path = Path(path)
+    state, recipe = read_scene_file(path) if path.suffix == SUFFIX else _read_checkpoint(path)
+    built = {name: _build(recipe.system, name) for name in ("geometry", "material", "background")}
+    renderer = threestudio.find(recipe.system["renderer_type"])(recipe.system["renderer"], **built)
     for name, part in (*built.items(), ("renderer", renderer)):
-        _load_part(part, name, data["state_dict"], path)
-        part.do_update_step(0, int(data.get("global_step", 0)), on_load_weights=True)
+        _load_part(part, name, state, path)
+        part.do_update_step(0, recipe.global_step, on_load_weights=True)
         part.eval()
         if device is not None:
             part.to(device)
-    return Scene(renderer=renderer, **built)
+    return Scene(renderer=renderer, recipe=recipe, **built)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], SceneRecipe]:
+    from threestudio.utils.checkpoint import load_checkpoint
+
+    data = load_checkpoint(path)
+    system = _system_config(data, path)
+    prompt = (system.get("prompt_processor") or {}).get("prompt", "")
+    step, profile = int(data.get("global_step", 0)), str(data.get("profile", ""))
+    return data["state_dict"], recipe_of(system, step, prompt, profile)
 
 
 def _load_part(part: nn.Module, name: str, state: dict[str, Tensor], path: Path) -> None:
@@ -138,7 +180,7 @@ def _load_part(part: nn.Module, name: str, state: dict[str, Tensor], path: Path)
 
 
 def _build(system: dict, name: str) -> Any:
-    return threestudio.find(system[f"{name}_type"])(system.get(name, {}))
+    return threestudio.find(system[f"{name}_type"])(system[name])
 
 
 def _system_config(data: dict, path: Path) -> dict:

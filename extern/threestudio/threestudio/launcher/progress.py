@@ -85,8 +85,8 @@ def describe(step: int, total: int, rate: float | None, loss: float | None, gb: 
     return ", ".join([*parts, f"{gb:.1f} GB"])
 
 
-class RunProgress(pl.Callback):
-    """Shows a training, and the frames of a test, on the terminal or as lines.
+class ProgressDisplay:
+    """A bar on a terminal, elsewhere a line now and then.
 
     Args:
         live: draw a bar; by default if standard error is a terminal.
@@ -100,72 +100,15 @@ class RunProgress(pl.Callback):
         self.stream = sys.stderr if stream is None else stream
         self.live = self.stream.isatty() if live is None else live
         self.pause_sec = _BAR_PAUSE_SEC if self.live else line_pause_sec
-        self._meter = RateMeter()
         self._shown = 0.0
         self._bar: Any = None
         self._task: Any = None
-        self._n_test = 0
 
-    # Training
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._meter = RateMeter()
-        self._meter.add(time.monotonic(), trainer.global_step)
-        self._start("training", trainer, max(trainer.max_steps, 0))
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        now = time.monotonic()
-        step, total = trainer.global_step, trainer.max_steps
-        if now - self._shown < self.pause_sec and step != total:
-            return
-        self._meter.add(now, step)
-        text = describe(
-            step, total, self._meter.rate(), loss_of(outputs), memory_gb(pl_module.device)
-        )
-        self._show(text, step, now)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop()
-
-    # Test
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        batches = trainer.num_test_batches
-        self._n_test = int(sum(batches)) if sum(batches) != float("inf") else 0
-        self._start("rendering", trainer, self._n_test)
-
-    def on_test_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        now, done = time.monotonic(), batch_idx + 1
-        if now - self._shown >= self.pause_sec or done == self._n_test:
-            self._show(f"view {done}/{self._n_test}" if self._n_test else f"view {done}", done, now)
-
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._stop()
-
-    # Drawing
-
-    def _start(self, title: str, trainer: pl.Trainer, total: int) -> None:
-        self._stop()
+    def begin(self, title: str, total: int, visible: bool = True) -> None:
+        """Start anew; 0 as ``total`` is an unknown one, and without ``visible`` no bar is drawn."""
+        self.end()
         self._shown = time.monotonic()
-        if not self.live or not trainer.is_global_zero:
+        if not self.live or not visible:
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
@@ -180,8 +123,13 @@ class RunProgress(pl.Callback):
         self._bar.start()
         self._task = self._bar.add_task("", total=total or None, title=title)
 
-    def _show(self, text: str, done: int, now: float) -> None:
-        self._shown = now
+    def is_due(self) -> bool:
+        """Whether enough time has passed since something was shown."""
+        return time.monotonic() - self._shown >= self.pause_sec
+
+    def show(self, text: str, done: int) -> None:
+        """Show where things stand."""
+        self._shown = time.monotonic()
         try:
             if self._bar is not None:
                 self._bar.update(self._task, completed=done, description=text, refresh=True)
@@ -191,7 +139,78 @@ class RunProgress(pl.Callback):
             # A closed terminal or pipe must not end the run; from here on it is silent.
             self._bar, self.live = None, True
 
-    def _stop(self) -> None:
+    def end(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class RunProgress(ProgressDisplay, pl.Callback):
+    """Shows a training, and the frames of a test, on the terminal or as lines.
+
+    Args:
+        live: draw a bar; by default if standard error is a terminal.
+        stream: where lines go, standard error by default.
+        line_pause_sec: least time between two lines.
+    """
+
+    def __init__(
+        self, live: bool | None = None, stream: Any = None, line_pause_sec: float = _LINE_PAUSE_SEC
+    ) -> None:
+        super().__init__(live, stream, line_pause_sec)
+        self._meter = RateMeter()
+        self._n_test = 0
+
+    # Training
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._meter = RateMeter()
+        self._meter.add(time.monotonic(), trainer.global_step)
+        self.begin("training", max(trainer.max_steps, 0), trainer.is_global_zero)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step, total = trainer.global_step, trainer.max_steps
+        if not self.is_due() and step != total:
+            return
+        self._meter.add(time.monotonic(), step)
+        text = describe(
+            step, total, self._meter.rate(), loss_of(outputs), memory_gb(pl_module.device)
+        )
+        self.show(text, step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.end()
+
+    # Test
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        batches = trainer.num_test_batches
+        self._n_test = int(sum(batches)) if sum(batches) != float("inf") else 0
+        self.begin("rendering", self._n_test, trainer.is_global_zero)
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        done = batch_idx + 1
+        if self.is_due() or done == self._n_test:
+            self.show(f"view {done}/{self._n_test}" if self._n_test else f"view {done}", done)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self.end()

@@ -6,6 +6,8 @@ backward and optimizer; `on_train_batch_end` runs the matching ``update_step_end
 test and prediction follow the same order.
 """
 
+import itertools
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +19,20 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 import threestudio
+from threestudio.models.exporters.base import Exporter
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
 from threestudio.systems.weights import StateMatch, describe_problems, match_state
 from threestudio.utils.base import Updateable, update_end_if_possible, update_if_possible
 from threestudio.utils.checkpoint import load_checkpoint
 from threestudio.utils.config import parse_structured
-from threestudio.utils.misc import C, cleanup, find_last_path, get_device, load_module_weights
+from threestudio.utils.misc import (
+    C,
+    cleanup,
+    find_last_path,
+    get_device,
+    get_rank,
+    load_module_weights,
+)
 from threestudio.utils.saving import SaverMixin
 
 
@@ -424,16 +434,24 @@ class BaseLift3DSystem(BaseSystem):
             material=self.material,
             background=self.background,
         )
+        if isinstance(self.exporter, Exporter):
+            self.exporter.attach(self)
 
     def predict_step(self, batch: dict, batch_idx: int) -> None:
-        """Render the view, if the exporter asks for a video."""
+        """Show the view to the exporter; render it, if the exporter asks for a video."""
+        if isinstance(self.exporter, Exporter):
+            self.exporter.see_view(batch)
         if self.exporter.cfg.save_video:
             self.test_step(batch, batch_idx)
 
     def on_predict_epoch_end(self) -> None:
-        """Run the exporter and save what it returns."""
+        """Run the exporter and save what it returns, in a folder of its own.
+
+        That is `it{N}-export` or, where an earlier export has it, `it{N}-export-2` and so on.
+        """
         if self.exporter.cfg.save_video:
             self.on_test_epoch_end()
+        folder = None
         for out in self.exporter():
             save = getattr(self, f"save_{out.save_type}", None)
             if save is None:
@@ -441,7 +459,21 @@ class BaseLift3DSystem(BaseSystem):
                     f"{type(self.exporter).__name__} asks for save_type {out.save_type!r}; "
                     f"{type(self).__name__} has no method save_{out.save_type}."
                 )
-            save(f"it{self.true_global_step}-export/{out.save_name}", **out.params)
+            folder = folder or self._claim_export_folder()
+            save(f"{folder}/{out.save_name}", **out.params)
+
+    def _claim_export_folder(self) -> str:
+        """Make a new folder for an export, so that none is overwritten; return its name."""
+        first = name = f"it{self.true_global_step}-export"
+        if get_rank() != 0:
+            return first
+        for number in itertools.count(2):
+            try:
+                os.makedirs(os.path.join(self.get_save_dir(), name))
+                return name
+            except FileExistsError:
+                name = f"{first}-{number}"
+        raise AssertionError("counting has no end")
 
     def on_predict_end(self) -> None:
         self._announce("Export assets", done=True)

@@ -1,5 +1,6 @@
 """Base class of exporters."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +56,14 @@ class Exporter(BaseObject):
     def background(self) -> BaseBackground:
         return self.sub_modules.background
 
-    def __call__(self, *args: Any, **kwargs: Any) -> list[ExporterOutput]:
-        """Return the files to write."""
+    def attach(self, system: Any) -> None:
+        """Called once, before the views: for exporters that need more than the three parts."""
+
+    def see_view(self, batch: dict[str, Any]) -> None:
+        """Called with the first test view, which tells cameras and image size, or with all."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterable[ExporterOutput]:
+        """Return the files to write; each is written before the next one is asked for."""
         raise NotImplementedError
 
 

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 import threestudio
 from threestudio.models.exporters.base import Exporter, ExporterOutput
-from threestudio.models.mesh import Mesh
+from threestudio.models.geometry.base import BaseImplicitGeometry
+from threestudio.models.materials.base import BaseMaterial
 from threestudio.utils.ops import chunk_batch
 
 COLOR_CHUNK = 2**18
@@ -55,7 +58,10 @@ class MeshExporter(Exporter):
             )
         mesh = self.geometry.isosurface(frame_time=self.cfg.frame_time)
         if self.cfg.save_texture:
-            self._color_vertices(mesh)
+            colors = surface_albedo(
+                self.geometry, self.material, mesh.v_pos, self.cfg.frame_time
+            )
+            mesh.set_vertex_color(colors)
         params = {
             "mesh": mesh,
             "save_mat": False,
@@ -65,21 +71,35 @@ class MeshExporter(Exporter):
         }
         return [ExporterOutput(f"{self.cfg.save_name}.obj", "obj", params)]
 
-    @torch.no_grad()
-    def _color_vertices(self, mesh: Mesh) -> None:
-        times = None
-        if self.cfg.frame_time is not None:
-            times = mesh.v_pos.new_full((mesh.v_pos.shape[0],), self.cfg.frame_time)
 
-        def albedo(points: torch.Tensor, frame_times: torch.Tensor | None) -> torch.Tensor:
-            keywords = {} if frame_times is None else {"frame_times": frame_times}
-            exported = self.geometry.export(points=points, **keywords)
-            maps = self.material.export(points=points, **exported)
-            if "albedo" not in maps:
-                raise ValueError(
-                    f"{type(self.material).__name__} exports no albedo; "
-                    "set system.exporter.save_texture=false."
-                )
-            return maps["albedo"]
+@torch.no_grad()
+def surface_albedo(
+    geometry: BaseImplicitGeometry,
+    material: BaseMaterial,
+    points: Float[Tensor, "n_points 3"],
+    frame_time: float | None = None,
+) -> Float[Tensor, "n_points 3"]:
+    """Return the material's albedo in [0, 1] at world points, at one scene time in [0, 1].
 
-        mesh.set_vertex_color(chunk_batch(albedo, COLOR_CHUNK, mesh.v_pos, times))
+    Args:
+        geometry, material: parts of one scene.
+        points: world positions.
+        frame_time: the time; None is the geometry's default.
+
+    Raises:
+        ValueError: the material exports no albedo.
+    """
+    times = None if frame_time is None else points.new_full((points.shape[0],), frame_time)
+
+    def albedo(points: Tensor, frame_times: Tensor | None) -> Tensor:
+        keywords = {} if frame_times is None else {"frame_times": frame_times}
+        exported = geometry.export(points=points, **keywords)
+        maps = material.export(points=points, **exported)
+        if "albedo" not in maps:
+            raise ValueError(
+                f"{type(material).__name__} exports no albedo; "
+                "set system.exporter.save_texture=false."
+            )
+        return maps["albedo"]
+
+    return chunk_batch(albedo, COLOR_CHUNK, points, times)
