@@ -24,6 +24,7 @@ if Version(threestudio.__version__) < Version("0.3.0"):
 
 # Registered name to the module that registers it, relative to this package.
 REGISTRY: dict[str, str] = {
+    "anchor-instructpix2pix-guidance": "guidance.anchor_instructpix2pix_guidance",
     "animatediff-guidance": "guidance.animatediff_guidance",
     "fourdfy-system": "systems.fourdfy_system",
     "joint-frames-guidance": "guidance.joint_frames_guidance",
