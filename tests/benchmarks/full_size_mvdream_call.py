@@ -50,9 +50,14 @@ def one_call(folder: Path, full: bool) -> dict:
         })()  # fmt: skip
     with _timed(seconds, "load"):
         guidance = find("multiview-diffusion-guidance")(
-            {"pretrained_model_name_or_path": str(model), "guidance_scale": 50.0}
+            {
+                "pretrained_model_name_or_path": str(model),
+                "guidance_scale": 50.0,
+                # The small autoencoder has two resolutions, so 256 pixels would be many tokens.
+                "image_size": 256 if full else 16,
+            }
         )
-    rgb = torch.full((4, 256, 256, 3), 0.5, device=guidance.device, requires_grad=True)
+    rgb = torch.full((4, 64, 64, 3), 0.5, device=guidance.device, requires_grad=True)
     guidance.update_step(0, 0)
     with _timed(seconds, "forward"):
         loss = guidance(rgb, prompt, **_views())["loss_sds"]
@@ -65,7 +70,7 @@ def one_call(folder: Path, full: bool) -> dict:
             sum(p.numel() for p in guidance.unet.parameters()) / 1e6, 1
         ),
         "views": 4,
-        "render_pixels": 256,
+        "image_pixels": guidance.image_size,
         "loss": loss.item(),
         "gradient_norm": rgb.grad.norm().item(),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
