@@ -1,4 +1,4 @@
-"""4D-fy's own configs run as their users bring them, with nothing but ``profile=test`` and a prompt.
+"""4D-fy's own configs run as users bring them, with nothing but ``profile=test`` and a prompt.
 
 The files of `tests/fixtures/upstream_fourdfy` hold the keys and values of the original's twelve
 configs; those in its folder ``extension`` of the six that its port to an extension ships.

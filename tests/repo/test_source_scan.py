@@ -34,7 +34,7 @@ DEVICE_NAMES_ALLOWED = {
     "launcher/trainer.py": "the name of Lightning's accelerator",
     "utils/ops.py": "the default generator's device",
 }
-STAR_IMPORT_ALLOWED = "tests/contract"
+STAR_IMPORT_ALLOWED = ("tests/contract", "tests/fixtures/foreign_project")
 """Foreign-style extensions star-import `threestudio.utils.typing`, so that is tested there."""
 
 

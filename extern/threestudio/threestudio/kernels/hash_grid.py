@@ -14,7 +14,6 @@ Dimension names: n points, d input dimensions, p parameters, f = levels x featur
 """
 
 import functools
-import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from threestudio.kernels import cpu_backend, torch_backend, triton_backend
 from threestudio.kernels.grid_layout import GridLayout
+from threestudio.stand_ins.finder import is_installed
 
 BACKENDS = ("auto", "torch", "cpu", "triton", "tinycudann")
 
@@ -192,7 +192,7 @@ def _why_not(
 
 @functools.cache
 def _tinycudann_is_installed() -> bool:
-    return importlib.util.find_spec("tinycudann") is not None
+    return is_installed("tinycudann")
 
 
 # tiny-cuda-nn modules by layout. They hold no weights of ours: `functional_call` lends them.

@@ -16,6 +16,7 @@ from types import ModuleType
 
 from threestudio import registry
 from threestudio.logs import debug, info, warn
+from threestudio.stand_ins.finder import install_stand_ins
 
 OWN_EXTENSION = "fourd"
 DISABLED_SUFFIX = "_disabled"
@@ -25,11 +26,13 @@ def load_extensions(folder: Path) -> list[str]:
     """Import every extension in ``folder`` and return the names of those that loaded.
 
     A failing extension is reported once, with its traceback, and remembered: `find` names it and
-    its cause when a name is not known. What it registered before it failed is taken back.
+    its cause when a name is not known. What it registered before it failed is taken back. Imports
+    of packages that need CUDA are answered by stand-ins where those are not installed.
 
     Args:
         folder: the project's ``custom`` folder; a missing one holds no extension.
     """
+    install_stand_ins()
     loaded = []
     for name, path in _extensions_in(folder):
         before = dict(registry.__modules__)
