@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from threestudio.stand_ins.finder import is_installed
 from threestudio.utils.misc import get_device
 
 GIB = 2**30
@@ -114,7 +114,7 @@ def _version(distribution: str) -> str:
 
 def _package(distribution: str, module: str, meaning: str) -> str:
     """The version of an optional package, or "absent (...)" or "broken (...)"."""
-    if importlib.util.find_spec(module) is None:
+    if not is_installed(module):
         return f"absent ({meaning})"
     version = _version(distribution)
     try:
