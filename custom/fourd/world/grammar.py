@@ -118,19 +118,20 @@ class WorldScene:
         )
 
 
-def _tenth(salt: str, *words: str) -> bool:
+def is_in_tenth(salt: str, *words: str) -> bool:
+    """Whether words belong to the tenth of all that a salted hash chooses."""
     digest = hashlib.sha256("|".join((salt, *words)).encode()).digest()
     return int.from_bytes(digest[:8], "big") % 10 == 0
 
 
 def is_held_out_appearance(shape: str, colour: str, material: str) -> bool:
     """Whether this appearance is never trained on: a tenth of them, by a fixed hash."""
-    return _tenth(HELD_OUT_SALT, shape, colour, material)
+    return is_in_tenth(HELD_OUT_SALT, shape, colour, material)
 
 
 def is_held_out_motion(shape: str, motion: str) -> bool:
     """Whether this (shape, motion) pair is never trained on: a tenth of them, by a fixed hash."""
-    return _tenth(HELD_OUT_MOTION_SALT, shape, motion)
+    return is_in_tenth(HELD_OUT_MOTION_SALT, shape, motion)
 
 
 def all_appearances() -> list[tuple[str, str, str]]:
