@@ -27,6 +27,7 @@ REGISTRY: dict[str, str] = {
     "anchor-instructpix2pix-guidance": "guidance.anchor_instructpix2pix_guidance",
     "animatediff-guidance": "guidance.animatediff_guidance",
     "fourdfy-system": "systems.fourdfy_system",
+    "instruction-prompt-processor": "prompts.instruction_prompt_processor",
     "joint-frames-guidance": "guidance.joint_frames_guidance",
     "mask-nerf-volume-renderer": "renderers.mask_nerf_volume_renderer",
     "multiview-diffusion-guidance": "guidance.multiview_diffusion_guidance",
