@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CONTEXTS = {"gl": "RasterizeGLContext", "cuda": "RasterizeCudaContext"}
+# By what configs call them: gl and cuda.
+CONTEXTS = {
+    name.removeprefix("Rasterize").removesuffix("Context").lower(): name
+    for name in ("RasterizeGLContext", "RasterizeCudaContext")
+}
 
 
 class NVDiffRasterizerContext:
