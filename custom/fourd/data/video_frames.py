@@ -100,15 +100,40 @@ def count_frames(path: Path) -> int:
     """Return how many frames a video's index lists; 0 where the container does not tell.
 
     Raises:
-        ValueError: the file is no readable video.
+        ValueError: the file is no readable video, or shorter than its own boxes say.
     """
     import av
 
+    _check_boxes(path)
     try:
         with av.open(str(path)) as container:
             return int(_video_stream(container, path).frames)
     except av.error.FFmpegError as error:
         raise ValueError(_unreadable(path, error)) from error
+
+
+def _check_boxes(path: Path) -> None:
+    """Find a cut mp4 without decoding: its top-level boxes state their lengths."""
+    if path.suffix.lower() not in (".mp4", ".mov", ".m4v"):
+        return
+    at, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            header = file.read(16)
+            if at == 0 and header[4:8] != b"ftyp":
+                return
+            length = int.from_bytes(header[:4], "big")
+            if length == 1:
+                length = int.from_bytes(header[8:16], "big")
+            if length == 0:
+                return
+            at += max(length, 8)
+    if at and at != size:
+        raise ValueError(
+            f"{path} is cut: it has {size} bytes, and its boxes go on to {max(at, size)}. Copy the "
+            "file again."
+        )
 
 
 def decode_video(path: Path) -> Iterator[np.ndarray]:
