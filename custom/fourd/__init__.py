@@ -26,6 +26,8 @@ if Version(threestudio.__version__) < Version("0.3.0"):
 REGISTRY: dict[str, str] = {
     "anchor-instructpix2pix-guidance": "guidance.anchor_instructpix2pix_guidance",
     "animatediff-guidance": "guidance.animatediff_guidance",
+    "dycheck-datamodule": "data.dycheck_datamodule",
+    "dynerf-datamodule": "data.dynerf_datamodule",
     "fourdfy-system": "systems.fourdfy_system",
     "instruction-prompt-processor": "prompts.instruction_prompt_processor",
     "joint-frames-guidance": "guidance.joint_frames_guidance",
@@ -38,6 +40,8 @@ REGISTRY: dict[str, str] = {
     ),
     "single-view-camera-datamodule": "data.single_view_camera_datamodule",
     "stable-nerf-volume-renderer": "renderers.stable_nerf_volume_renderer",
+    "transforms-datamodule": "data.transforms_datamodule",
+    "video-file-datamodule": "data.video_file_datamodule",
     "videocrafter-guidance": "guidance.videocrafter_guidance",
     "videocrafter-prompt-processor": "prompts.videocrafter_prompt_processor",
     "wan-guidance": "guidance.wan_guidance",
