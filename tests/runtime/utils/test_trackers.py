@@ -153,9 +153,11 @@ def put_full_device_in_place_of(path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
-def test_a_disk_that_fills_under_tensorboard_is_one_warning(tmp_path, caplog, capfd, monkeypatch):
+def test_a_disk_that_fills_under_tensorboard_is_one_warning(tmp_path, caplog, monkeypatch):
     from pytorch_lightning.loggers import TensorBoardLogger
 
+    tracebacks = []
+    monkeypatch.setattr(threading, "excepthook", tracebacks.append)
     monkeypatch.setattr(trackers, "_FLUSH_PAUSE_SEC", 0.0)
     logger = guard_logger(TensorBoardLogger(tmp_path, name="tb_logs"))
     logger.log_metrics({"loss": 1.0}, 0)
@@ -176,7 +178,18 @@ def test_a_disk_that_fills_under_tensorboard_is_one_warning(tmp_path, caplog, ca
     assert has_stopped(logger)
     assert caplog.text.count("TensorBoardLogger stops logging") == 1
     assert "No space left on device" in caplog.text
-    assert "Traceback" not in capfd.readouterr().err
+    assert tracebacks == []
+
+
+def test_faults_of_other_threads_are_heard(monkeypatch):
+    heard = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: heard.append(args.exc_value))
+    guard_logger(Broken())
+    guard_logger(Broken())
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in heard] == [ZeroDivisionError]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
