@@ -12,6 +12,7 @@ from threestudio.launcher.arguments import parse_arguments
 from threestudio.launcher.profiles import Machine
 from threestudio.utils.checkpoint import save_checkpoint
 from threestudio.utils.config_errors import ConfigError
+from threestudio.utils.config_sources import parse_override
 
 
 @dataclass
@@ -63,6 +64,31 @@ profiles:
   paper: {{}}
 """
 PROMPT = "system.prompt_processor.prompt"
+
+
+def test_a_profile_s_values_go_with_the_module_that_the_command_line_replaces(monkeypatch):
+    """What is written for the new module stays: in the profile's case, the command line's."""
+
+    class Clay:
+        @dataclass
+        class Config:
+            grain: int = 1
+
+    class Stone(Clay):
+        @dataclass
+        class Config:
+            size: int = 2
+
+    monkeypatch.setattr(registry, "__modules__", {"r1-clay": Clay, "r1-stone": Stone})
+    file_cfg = OmegaConf.create({"system": {"geometry_type": "r1-stone", "geometry": {"size": 3}}})
+    clay = OmegaConf.create({"system": {"geometry_type": "r1-clay", "geometry": {"grain": 4}}})
+    profiled = stages.Source(Path("a.yaml"), file_cfg)
+    assert profiled.merged(clay).system.geometry == {"grain": 4}
+    back = [parse_override(text) for text in ("system.geometry_type=r1-stone",)]
+    assert stages.Source(Path("a.yaml"), file_cfg, tuple(back)).merged(clay).system.geometry == {}
+    back.append(parse_override("system.geometry.size=5"))
+    again = stages.Source(Path("a.yaml"), file_cfg, tuple(back)).merged(clay)
+    assert again.system.geometry == {"size": 5}
 
 
 @pytest.fixture

@@ -71,15 +71,18 @@ class Source:
 
         Keys of a module that was replaced by another one are dropped; ``announce`` says so.
         """
-        given = OmegaConf.create({}) if delta is None else delta
+        delta = OmegaConf.create({}) if delta is None else delta
         # Profiles are most of a file, and every merge copies all that it is given.
         keys = [key for key in self.file_cfg if key != "profiles"]
-        cfg = OmegaConf.merge(OmegaConf.masked_copy(self.file_cfg, keys), given)
+        cfg = profiled = OmegaConf.merge(OmegaConf.masked_copy(self.file_cfg, keys), delta)
+        dropped = drop_replaced_keys(cfg, self.file_cfg, delta)
+        given = OmegaConf.create({})
         for override in self.overrides:
             given = OmegaConf.merge(given, override.as_config())
             cfg = apply_override(cfg, override)
         _fill_supplied_values(cfg)
-        dropped = drop_replaced_keys(cfg, self.file_cfg, given)
+        # A profile's values for a module that the command line replaces go with the module.
+        dropped += drop_replaced_keys(cfg, profiled, given)
         if announce:
             for line in dropped:
                 info(line)
