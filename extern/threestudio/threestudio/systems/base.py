@@ -167,8 +167,9 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         if match.problems:
             raise ValueError(
                 f"system.weights {path} does not fit this system: "
-                f"{describe_problems(match.problems)}. Use the config that the weights were "
-                "trained with, or list modules to leave out in system.weights_ignore_modules."
+                f"{describe_problems(match.problems)}. Use the config and the profile that the "
+                "weights were trained with (upstream's have the sizes of profile=low_vram and "
+                "paper), or list modules to leave out in system.weights_ignore_modules."
             )
         return match
 
