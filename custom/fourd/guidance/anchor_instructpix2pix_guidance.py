@@ -17,32 +17,20 @@ from threestudio.models.guidance.latent_images import (
     pixels_per_latent,
     resize_images,
 )
-from threestudio.models.guidance.score_distillation import (
-    add_noise,
-    diffusion_scales,
-    split_prediction,
-)
+from threestudio.models.guidance.score_distillation import add_noise, diffusion_scales
 from threestudio.utils.misc import C
 from torch import Tensor
 
-from custom.fourd.diffusion.anchor_attention import (
-    ANCHOR_MODES,
-    KeyValue,
-    remove_anchor_attention,
-    set_anchor_attention,
-)
+from custom.fourd.diffusion.anchor_attention import KeyValue
+from custom.fourd.diffusion.edit_denoiser import EditDenoiser, EditInputs
 from custom.fourd.diffusion.instruct_pix2pix import (
     NUM_BRANCHES,
     condition_latents,
     draw_frames,
     editing_size,
     load_edit_prior,
-    three_branch_guidance,
 )
-from custom.fourd.diffusion.samplers import denoise_ddim, partial_timesteps
-from custom.fourd.diffusion.shared_group_norm import shared_group_norm
-
-ATTENTIONS = (*ANCHOR_MODES, "none")
+from custom.fourd.diffusion.samplers import partial_timesteps
 
 
 @dataclass(frozen=True)
@@ -65,15 +53,6 @@ class AnchorFeatures:
     start: int
     size: tuple[int, int]
     """Height and width at which it was edited."""
-
-
-@dataclass
-class _Batch:
-    """Everything about the frames of one call that does not change while denoising."""
-
-    latents: Float[Tensor, "f c h w"]
-    conditions: Float[Tensor, "f c h w"]
-    text: Float[Tensor, "3 l d"]
 
 
 @threestudio.register("anchor-instructpix2pix-guidance")
@@ -119,9 +98,10 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
             self.cfg.enable_channels_last_format,
         )
         self.unet, self.vae = prior.unet, prior.autoencoder
-        self._final_alpha_cumprod = prior.final_alpha_cumprod
         self.setup_schedule(prior.schedule)
-        self.set_attention(self.cfg.attention)
+        self.denoiser = EditDenoiser(
+            prior.unet, prior.schedule, prior.final_alpha_cumprod, self.cfg.attention
+        )
 
     def _check_keys(self) -> None:
         if self.cfg.chunk_size < 1:
@@ -139,15 +119,7 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         Raises:
             ValueError: for an unknown word.
         """
-        if attention not in ATTENTIONS:
-            raise ValueError(
-                f"attention is {attention!r}; expected one of {', '.join(ATTENTIONS)}."
-            )
-        self._shared = None
-        if attention == "none":
-            remove_anchor_attention(self.unet)
-        else:
-            self._shared = set_anchor_attention(self.unet, attention)
+        self.denoiser.set_attention(attention)
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         """Evaluate every scheduled key at a step."""
@@ -197,10 +169,10 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
             images = torch.cat((anchor.image[None].to(images), images))
             conditions = torch.cat((anchor.condition[None].to(conditions), conditions))
             given = [anchor.generator, *given]
-        batch = self._prepare(
+        inputs = self._prepare(
             images, conditions, prompt_embeddings, timesteps[0], given, shared_generator
         )
-        latents = self._denoise(batch, timesteps, kept)
+        latents = self._denoise(inputs, timesteps, kept=kept.steps if kept else None)
         if isinstance(anchor, Anchor):
             latents = latents[1:]
         return self._decode(latents, tuple(images.shape[1:3]))
@@ -222,22 +194,16 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         Raises:
             ValueError: without anchor attention, or with group norms that frames share.
         """
-        if self._shared is None or self.cfg.share_group_norm:
-            raise ValueError(
-                "features of an anchor were asked for with attention "
-                f"{'none' if self._shared is None else self._shared.mode!r} and share_group_norm "
-                f"{self.cfg.share_group_norm}; expected anchor attention and group norms that are "
-                "not shared. Pass the anchor itself to edit instead."
-            )
+        self._check_keeping()
         timesteps = partial_timesteps(start, steps, self.num_train_timesteps)
         images, conditions = anchor.image[None], anchor.condition[None]
         generators = [anchor.generator]
         self._check_frames(images, conditions, prompt_embeddings, generators)
-        batch = self._prepare(
+        inputs = self._prepare(
             images, conditions, prompt_embeddings, timesteps[0], generators, shared_generator
         )
         found: list[dict[str, KeyValue]] = []
-        self._denoise(batch, timesteps, collected=found)
+        self._denoise(inputs, timesteps, collected=found)
         return AnchorFeatures(tuple(found), start, self._size(images))
 
     def _size(self, images: Float[Tensor, "f h w 3"]) -> tuple[int, int]:
@@ -252,7 +218,7 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         first_timestep: int,
         generators: list[torch.Generator],
         shared_generator: torch.Generator | None,
-    ) -> _Batch:
+    ) -> EditInputs:
         """Encode frame by frame, so that memory does not grow with their number."""
         size = self._size(images)
         clean, originals = [], []
@@ -277,7 +243,7 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         noise = draw_frames(tuple(clean.shape), generators, shared, self.cfg.shared_noise)
         now = torch.full((len(clean),), first_timestep, device=self.device)
         scales = diffusion_scales(self.alphas_cumprod, now)
-        return _Batch(
+        return EditInputs(
             add_noise(clean, noise.to(clean), *scales),
             torch.cat(originals),
             text.to(self.device, self.weights_dtype),
@@ -286,99 +252,11 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
     def _resized(self, image: Float[Tensor, "h w 3"], size: tuple[int, int]) -> Tensor:
         return resize_images(image.to(self.device).float().permute(2, 0, 1)[None], size)
 
-    def _denoise(
-        self,
-        batch: _Batch,
-        timesteps: list[int],
-        kept: AnchorFeatures | None = None,
-        collected: list[dict[str, KeyValue]] | None = None,
-    ) -> Float[Tensor, "f c h w"]:
-        """Run all steps; ``collected`` takes the first frame's features of each."""
-
-        def predict(latents: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            if self._shared is not None and kept is not None:
-                self._shared.recall(kept.steps[timesteps.index(step)])
-            if self.cfg.share_group_norm:
-                branches = self._whole_branches(batch, latents, step)
-            else:
-                branches = self._pieces(batch, latents, step, kept is not None)
-            if collected is not None:
-                collected.append(self._shared.snapshot())
-            guided = three_branch_guidance(
-                *branches, self.guidance_scale, self.image_guidance_scale
-            )
-            now = torch.full((len(latents),), step, device=latents.device)
-            scales = diffusion_scales(self.alphas_cumprod, now)
-            return split_prediction(guided, latents, *scales, self.schedule.prediction_type)
-
-        try:
-            return denoise_ddim(
-                predict, batch.latents, self.alphas_cumprod, timesteps, self._final_alpha_cumprod
-            )
-        finally:
-            if self._shared is not None:
-                self._shared.forget()
-
-    def _whole_branches(
-        self, batch: _Batch, latents: Float[Tensor, "f c h w"], step: int
-    ) -> Float[Tensor, "3 f c h w"]:
-        """One call for each branch, all frames in it."""
-        frames = len(latents)
-        if self._shared is not None:
-            self._shared.joint(frames)
-        with shared_group_norm(self.unet, frames):
-            rows = [[(frame, branch) for frame in range(frames)] for branch in range(NUM_BRANCHES)]
-            return torch.stack([self._call(batch, latents, step, part) for part in rows])
-
-    def _pieces(
-        self, batch: _Batch, latents: Float[Tensor, "f c h w"], step: int, anchor_is_kept: bool
-    ) -> Float[Tensor, "3 f c h w"]:
-        """Calls of at most ``chunk_size`` images, the branches of a frame beside each other."""
-        rows = [(frame, branch) for frame in range(len(latents)) for branch in range(NUM_BRANCHES)]
-        parts = []
-        if self._shared is not None and not anchor_is_kept:
-            parts.append(self._anchor_rows(batch, latents, step, rows[:NUM_BRANCHES]))
-            rows = rows[NUM_BRANCHES:]
-        for first in range(0, len(rows), self.cfg.chunk_size):
-            piece = rows[first : first + self.cfg.chunk_size]
-            if self._shared is not None:
-                self._shared.frames([branch for _, branch in piece])
-            parts.append(self._call(batch, latents, step, piece))
-        return torch.cat(parts).unflatten(0, (len(latents), NUM_BRANCHES)).transpose(0, 1)
-
-    def _anchor_rows(
-        self, batch: _Batch, latents: Tensor, step: int, rows: list[tuple[int, int]]
-    ) -> Tensor:
-        """The anchor's branches; in as many calls as `chunk_size` asks for, features joined."""
-        outputs, features = [], []
-        for first in range(0, len(rows), self.cfg.chunk_size):
-            self._shared.anchors()
-            outputs.append(
-                self._call(batch, latents, step, rows[first : first + self.cfg.chunk_size])
-            )
-            features.append(self._shared.snapshot())
-        if len(features) > 1:
-            joined = {
-                layer: tuple(torch.cat(parts) for parts in zip(*(f[layer] for f in features)))
-                for layer in features[0]
-            }
-            self._shared.recall(joined)
-        return torch.cat(outputs)
-
-    def _call(
-        self, batch: _Batch, latents: Tensor, step: int, rows: list[tuple[int, int]]
-    ) -> Float[Tensor, "n c h w"]:
-        """The U-Net's prediction for (frame, branch) rows; the last branch sees no image."""
-        frames = [frame for frame, _ in rows]
-        branches = torch.tensor([branch for _, branch in rows], device=self.device)
-        sees = (branches < NUM_BRANCHES - 1).view(-1, 1, 1, 1)
-        inputs = torch.cat((latents[frames], batch.conditions[frames] * sees), dim=1)
-        output = self.unet(
-            inputs.to(self.weights_dtype),
-            torch.full((len(rows),), step, device=self.device),
-            encoder_hidden_states=batch.text[branches],
+    def _denoise(self, inputs: EditInputs, timesteps: list[int], **features: Any) -> Tensor:
+        scales = (self.guidance_scale, self.image_guidance_scale)
+        return self.denoiser.denoise(
+            inputs, timesteps, scales, self.cfg.chunk_size, self.cfg.share_group_norm, **features
         )
-        return output.sample.float()
 
     def _decode(
         self, latents: Float[Tensor, "f c h w"], size: tuple[int, int]
@@ -409,14 +287,18 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
                 "for each, for example rng.generator('edit-noise', step, item)."
             )
 
+    def _check_keeping(self) -> None:
+        if self.denoiser.shared is None or self.cfg.share_group_norm:
+            raise ValueError(
+                f"features of an anchor were asked for with attention {self.denoiser.attention!r} "
+                f"and share_group_norm {self.cfg.share_group_norm}; expected anchor attention and "
+                "group norms that are not shared. Pass the Anchor itself to edit instead."
+            )
+
     def _check_features(
         self, kept: AnchorFeatures, start: int, steps: int, size: tuple[int, int]
     ) -> None:
-        if self._shared is None or self.cfg.share_group_norm:
-            raise ValueError(
-                "kept features of an anchor were passed, and attention is none or group norms are "
-                "shared; pass the Anchor itself."
-            )
+        self._check_keeping()
         if (kept.start, len(kept.steps), kept.size) != (start, steps, size):
             raise ValueError(
                 f"the anchor's features are of start={kept.start}, steps={len(kept.steps)}, size "

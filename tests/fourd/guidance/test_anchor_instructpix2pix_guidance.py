@@ -1,17 +1,22 @@
 """Anchor-aware editing: T and n, chunking, what depends on what, noise, sizes, refusals."""
 
 import math
+import resource
 
 import pytest
 import torch
 
+from custom.fourd.diffusion.edit_denoiser import ATTENTIONS
 from custom.fourd.diffusion.samplers import partial_timesteps
 from custom.fourd.guidance.anchor_instructpix2pix_guidance import (
-    ATTENTIONS,
     Anchor,
     AnchorInstructPix2PixGuidance,
 )
-from tests.fixtures.edit_folders import write_edit_folder, write_patch_edit_folder
+from tests.fixtures.edit_folders import (
+    write_edit_folder,
+    write_full_edit_folder,
+    write_patch_edit_folder,
+)
 
 SIZE = 12
 
@@ -276,8 +281,24 @@ def test_features_that_do_not_fit_are_refused(frames, with_keys):
     kept = with_keys().anchor_features(an_anchor(), frames[2], 600, 1)
     with pytest.raises(ValueError, match="features are of start=600, steps=1, size"):
         edit(with_keys(), frames, kept, steps=2)
-    with pytest.raises(ValueError, match="attention is none or group norms are shared"):
+    with pytest.raises(ValueError, match="were asked for with attention 'none'"):
         edit(with_keys("none"), frames, kept)
     for keys in ({"attention": "none"}, {"share_group_norm": True}):
         with pytest.raises(ValueError, match="features of an anchor were asked for"):
             with_keys(**keys).anchor_features(an_anchor(), frames[2], 600, 1)
+
+
+@pytest.mark.slow
+def test_a_window_of_the_full_size_model(tmp_path):
+    """Five frames and their anchor, 128 px, one step, on the CPU in fp32, below 9 GB in all."""
+    guidance = build(write_full_edit_folder(tmp_path), chunk_size=3)
+    assert sum(p.numel() for p in guidance.unet.parameters()) == pytest.approx(859.5e6, rel=1e-3)
+    assert len([n for n in guidance.unet.attn_processors if ".attn1." in n]) == 16
+    g = torch.Generator().manual_seed(0)
+    images = torch.rand(6, 128, 128, 3, generator=g)
+    anchor = Anchor(images[5], images[5], *generators(9))
+    text = torch.randn(3, 77, 768, generator=g)
+    window = images[:5]
+    got = guidance.edit(window, window, text, 600, 1, anchor, generators(*range(5)))
+    assert got.shape == window.shape and torch.isfinite(got).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 9e6, "kilobytes"
