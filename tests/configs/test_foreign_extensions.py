@@ -31,6 +31,10 @@ pytestmark = pytest.mark.skipif(
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign") / "project"
     shutil.copytree(PROJECT, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in (folder / "custom").rglob("*/"):
+        # Kept under another name, since a folder of tests is no package.
+        given = part / "package.py"
+        given.rename(part / "__init__.py") if given.exists() else (part / "__init__.py").touch()
     yield folder
     for name in [n for n, c in threestudio.__modules__.items() if owner(c) in EXTENSIONS]:
         del threestudio.__modules__[name]
