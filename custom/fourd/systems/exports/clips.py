@@ -15,7 +15,7 @@ import numpy as np
 
 # Nearly lossless to the eye; the default of x264 smears small saturated objects.
 CRF = "16"
-GIF_COLORS = 255
+GIF_COLORS = 255  # beside the background's
 GUTTER_PX, MARGIN_PX = 4, 12
 PAPER, INK = (255, 255, 255), (90, 96, 105)
 SMALLEST_TILE_PX = 96
@@ -47,20 +47,41 @@ def write_gif(path: str | Path, frames: np.ndarray, fps: int) -> None:
     """
     from PIL import Image
 
-    # Every colour counts once, or a wide plain background would take most of the palette.
-    step = max(1, frames.size // 3 // 500_000)
-    sample = np.unique(frames.reshape(-1, 3)[::step], axis=0)
-    palette = Image.fromarray(sample[None]).quantize(GIF_COLORS, method=Image.Quantize.MEDIANCUT)
-    images = [
-        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-        for frame in frames
-    ]
+    palette, indices = _in_one_palette(frames)
+    images = [Image.fromarray(index, "P") for index in indices]
+    for image in images:
+        image.putpalette(palette.tobytes())
     ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
     lengths = [10 * (end - start) for start, end in zip([0, *ends], ends)]
     images[0].save(
         path, format="GIF", save_all=True, append_images=images[1:], duration=lengths, loop=0,
         disposal=1, optimize=False,
     )  # fmt: skip
+
+
+def _in_one_palette(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colours [n, 3] for all frames, and the index of the nearest one for every pixel [n, h, w].
+
+    The most frequent colour, the background, is exactly among them. Of the others each counts
+    once, or a wide background would take most of the palette.
+    """
+    from PIL import Image
+
+    packed = frames.astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+    values, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    colors = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1).astype(np.uint8)
+    chosen = Image.fromarray(colors[None]).quantize(GIF_COLORS, method=Image.Quantize.MEDIANCUT)
+    others = np.array(chosen.getpalette(), np.uint8).reshape(-1, 3)[:GIF_COLORS]
+    palette = np.concatenate([colors[counts.argmax()][None], others])
+    # Pillow matches by a coarse cache, which would tint a plain background.
+    nearest = np.empty(len(colors), np.uint8)
+    wanted = palette.astype(np.float32)
+    for first in range(0, len(colors), 16384):
+        part = colors[first : first + 16384].astype(np.float32)
+        # |a - b|^2 less |a|^2, which does not change the order.
+        distance = (wanted**2).sum(-1) - 2 * part @ wanted.T
+        nearest[first : first + 16384] = distance.argmin(axis=1)
+    return palette, nearest[places.reshape(frames.shape[:3])]
 
 
 def write_png(path: str | Path, frame: np.ndarray) -> None:

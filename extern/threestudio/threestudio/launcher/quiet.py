@@ -17,6 +17,7 @@ _USELESS = (
     r".*You called `self\.log\(.*` in your `.*` but have no logger configured.*",
     r".*Trying to infer the `batch_size` from an ambiguous collection.*",
     r".*No positional arguments or `pytorch_lightning\.Trainer`.*",
+    r".*predict returned None if it was on purpose.*",
     r".*The dataloader, .*, does not have many workers.*",
     r".*`IterableDataset` has `__len__` defined.*",
     r".*Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`.*",

@@ -75,6 +75,19 @@ def test_a_gif_of_many_colours_stays_close(tmp_path):
     assert np.abs(read - frame).mean() < 8
 
 
+def test_a_gif_keeps_its_background_exactly(tmp_path):
+    """Among thousands of nearly white colours, white itself is the one that the eye compares."""
+    generator = np.random.default_rng(0)
+    frames = np.full((2, 64, 64, 3), 255, np.uint8)
+    frames[:, 16:48, 16:48] = generator.integers(0, 256, (2, 32, 32, 3))
+    frames[:, 48:52] = generator.integers(235, 255, (2, 4, 64, 3))
+    write_gif(tmp_path / "a.gif", frames, 10)
+    with Image.open(tmp_path / "a.gif") as image:
+        for index in range(2):
+            image.seek(index)
+            assert (np.asarray(image.convert("RGB"))[:16] == 255).all()
+
+
 def test_pictures_keep_their_values(tmp_path):
     write_png(tmp_path / "a.png", clip()[3])
     with Image.open(tmp_path / "a.png") as image:
