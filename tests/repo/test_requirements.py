@@ -25,6 +25,7 @@ OPTIONAL = {
     "bitsandbytes",
     "xatlas",
     "triton",
+    "nvdiffrast",
 }
 OPTIONAL |= {"mcubes", "scipy", "apex", "lpips"}
 # Imported, and certain to come with a requirement of ours that cannot work without it.
