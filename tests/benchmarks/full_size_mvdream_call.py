@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -74,6 +75,7 @@ def one_call(folder: Path, full: bool) -> dict:
         "loss": loss.item(),
         "gradient_norm": rgb.grad.norm().item(),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "processor_seconds": round(time.process_time(), 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "device": str(guidance.device),
         "threads": torch.get_num_threads(),
