@@ -14,6 +14,7 @@ from .make_family import ASSETS, load_family
 
 UNET_CHANNELS = (32, 64, 128)
 VIDEO_FACTS = {"num_frames": 16, "class_vector": "embedded-time", "image_size": 64}
+EDIT_FACTS = {"image_size": 64}
 MULTIVIEW_FACTS = {"num_views": 4, "camera_vector": "embedded", "image_size": 64}
 
 
@@ -48,14 +49,19 @@ def build_video_unet():
     return _build_unet(VIDEO_VECTOR_SIZE)
 
 
-def _build_unet(class_vector_size: int):
+def build_edit_unet():
+    """The edit U-Net: the latents of the image to edit beside the noisy ones, and no camera."""
+    return _build_unet(None, conditions=1)
+
+
+def _build_unet(class_vector_size: int | None, conditions: int = 0):
     from diffusers import UNet2DConditionModel
 
     facts = load_family()
     latents = facts["latents"]
     return UNet2DConditionModel(
         sample_size=latents["image_size_px"] // latents["patch_size_px"],
-        in_channels=latents["channels"],
+        in_channels=(1 + conditions) * latents["channels"],
         out_channels=latents["channels"],
         block_out_channels=UNET_CHANNELS,
         layers_per_block=1,
@@ -70,7 +76,7 @@ def _build_unet(class_vector_size: int):
         addition_embed_type_num_heads=4,
         resnet_time_scale_shift="scale_shift",
         time_embedding_dim=256,
-        class_embed_type="projection",
+        class_embed_type=None if class_vector_size is None else "projection",
         projection_class_embeddings_input_dim=class_vector_size,
     )
 

@@ -22,6 +22,7 @@ from threestudio.utils.misc import get_device
 from torch import Tensor
 from torch.nn import functional
 
+from custom.fourd.diffusion.anchor_attention import set_anchor_attention
 from custom.fourd.diffusion.cross_view_attention import set_cross_view_attention
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
 
@@ -39,9 +40,14 @@ class Batch:
 
     latents: Tensor
     captions: list[str]
-    class_vectors: Tensor
+    class_vectors: Tensor | None
+    """None where the U-Net takes none."""
     group_size: int
     """Neighbours in the batch that attention joins: views of an object, frames of a clip."""
+    conditions: Tensor | None = None
+    """Latents that the U-Net sees beside the noisy ones, of an image editor."""
+    attention: str = "joint"
+    """How a group is joined: "joint", or a mode of anchor attention."""
 
 
 class BatchSource(Protocol):
@@ -65,7 +71,7 @@ class Trainer:
     """Text encoder, U-Net, their running averages, and their two optimizers.
 
     Args:
-        unet: takes a class vector.
+        unet: takes a class vector, or conditions beside the noisy latents.
         rate: learning rate.
         ema_decay: of the running averages.
         class_rate_factor: the class embedding learns so many times faster.
@@ -128,8 +134,15 @@ class Trainer:
         latents = batch.latents.to(self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
-        set_cross_view_attention(self.unet, joined)
-        states, vectors = self.encode(batch.captions), batch.class_vectors.to(self.device)
+        if batch.attention == "joint":
+            set_cross_view_attention(self.unet, joined)
+        else:
+            set_anchor_attention(self.unet, batch.attention).joint(joined)
+        if batch.conditions is not None:
+            noisy = torch.cat((noisy, batch.conditions.to(self.device)), dim=1)
+        states, vectors = self.encode(batch.captions), batch.class_vectors
+        if vectors is not None:
+            vectors = vectors.to(self.device)
         if self.complete:
             vectors = self.complete(vectors, states)
         predicted = self.unet(noisy, timesteps, states, class_labels=vectors).sample
@@ -168,11 +181,15 @@ class Trainer:
                 theirs.append(value)
         torch._foreach_lerp_(ours, theirs, 1 - decay)
 
-    def load_asset(self, folder: Path) -> None:
+    def load_asset(
+        self,
+        folder: Path,
+        convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    ) -> None:
         """Take the weights of an exported model; optimizers and step start anew.
 
         Where this U-Net's class vector is longer than the exported one's, the further numbers
-        begin without influence.
+        begin without influence. `convert` makes this U-Net's weights of another kind of U-Net's.
         """
         from diffusers import UNet2DConditionModel
         from transformers import CLIPTextModel
@@ -180,14 +197,16 @@ class Trainer:
         weights = CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict()
         self.text_encoder.load_state_dict(weights)
         weights = UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict()
-        self.load_unet(weights)
+        self.load_unet(convert(weights) if convert else weights)
 
     def load_unet(self, weights: dict[str, Tensor]) -> None:
-        """Take the weights of a U-Net whose class vector begins like this one's."""
-        first = "class_embedding.linear_1.weight"
-        wider = torch.zeros_like(self.unet.state_dict()[first])
-        wider[:, : weights[first].shape[1]] = weights[first]
-        self.unet.load_state_dict({**weights, first: wider})
+        """Take the weights of a U-Net whose class vector, if any, begins like this one's."""
+        first, own = "class_embedding.linear_1.weight", self.unet.state_dict()
+        if first in own:
+            wider = torch.zeros_like(own[first])
+            wider[:, : weights[first].shape[1]] = weights[first]
+            weights = {**weights, first: wider}
+        self.unet.load_state_dict(weights)
         self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
 
     def state(self) -> dict:
@@ -232,6 +251,7 @@ def export(
     facts: dict,
     recipe: dict,
     assets: Path = ASSETS,
+    pipeline: str = "StableDiffusionPipeline",
 ) -> Path:
     """Write the averaged weights as an fp16 diffusers folder with its facts and manifest entry."""
     trainer.modules.load_state_dict(trainer.ema)
@@ -245,7 +265,7 @@ def export(
     trainer.scheduler.save_pretrained(folder / "scheduler")
     (folder / f"{name}.json").write_text(json.dumps(facts) + "\n")
     index = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": pipeline,
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "DDIMScheduler"],

@@ -105,7 +105,7 @@ def test_pieces_of_any_size_give_what_one_batch_gives(unet, inputs, mode):
     shared.joint(FRAMES)
     rows = [(f, b) for b in range(BRANCHES) for f in range(FRAMES)]
     whole = run(unet, latents, text, rows).unflatten(0, (BRANCHES, FRAMES)).transpose(0, 1)
-    for size in (1, 2, 4, 9):
+    for size in (1, 4):
         pieces = in_pieces(unet, shared, latents, text, size)
         torch.testing.assert_close(pieces, whole, atol=2e-5, rtol=1e-4)
 

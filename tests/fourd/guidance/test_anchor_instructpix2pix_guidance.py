@@ -150,7 +150,7 @@ def test_the_whole_edit_is_that_of_a_loop_written_out(guidance, frames, with_key
 def test_any_chunk_size_gives_the_same_frames(frames, with_keys, attention):
     results = [
         edit(with_keys(attention, chunk_size=size), frames, an_anchor(), steps=2)
-        for size in (1, 4, 99)
+        for size in (2, 99)
     ]
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], atol=1e-4, rtol=1e-3)

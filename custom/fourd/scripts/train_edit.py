@@ -1,0 +1,135 @@
+"""Train the embedded edit model, an InstructPix2Pix: text encoder and U-Net, on edits of the world.
+
+It starts from the committed multi-view model, which knows shapes, colours and words, and learns
+what instructions make of an image. Kill it at any time; the same command resumes.
+
+    python -m custom.fourd.scripts.render_edits --work outputs/assets
+    python -m custom.fourd.scripts.train_edit --work outputs/assets --steps 6000
+    python -m custom.fourd.scripts.train_edit --work outputs/assets --steps 6000 --export
+
+`--from-asset` starts from the committed edit model instead. A CUDA device is used where there is
+one; on a CPU use one process with one thread per core, as for `train_multiview`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from custom.fourd.diffusion.anchor_attention import ANCHOR_MODES
+from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
+
+from .embedded_models import ASSETS, EDIT_FACTS, build_edit_unet
+from .embedded_training import (
+    Batch,
+    Trainer,
+    argument_parser,
+    committed_autoencoder,
+    export,
+    join_processes,
+    recipe_of,
+    restore,
+    train,
+)
+from .world_edits import NUM_VIEWS, EditGroups, draw_pair, load_edit_groups
+from .world_views import chance, draw, draw_backgrounds
+
+NO_TEXT_SHARE, NO_IMAGE_SHARE = 0.07, 0.07
+"""Of the pairs: without the instruction, and without both, as the guidance's branches ask."""
+ANCHOR_SHARE = 0.4
+"""Of the steps: frames of a scene edited alike, looking at the first of them. The published model
+never saw that, and is large enough not to mind; this one is small."""
+TIMESTEP_POWER = 0.55
+
+
+class EditSource:
+    """Draws training batches; batch n is a pure function of (seed, n)."""
+
+    def __init__(self, groups: list[EditGroups], vae: PatchAutoencoder, seed: int) -> None:
+        self.vae, self.seed = vae, seed
+        every = [(part, i) for part in groups for i in range(len(part.before))]
+        self.places = {
+            count: [(part, i) for part, i in every if len(part.before[i].objects) == count]
+            for count in (1, 2)
+        }
+
+    def batch(self, step: int, num_groups: int) -> Batch:
+        """4 `num_groups` pairs, half of them of lone objects; groups or single frames first."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        joined = chance(generator, ANCHOR_SHARE)
+        mode = draw(generator, ANCHOR_MODES)
+        length = NUM_VIEWS if joined else 1
+        count = num_groups * NUM_VIEWS // length
+        backgrounds = draw_backgrounds(count, generator)
+        images, edited, captions, sees = [], [], [], []
+        for number in range(count):
+            places = self.places[1 + number % 2] or self.places[2 - number % 2]
+            part, index = places[int(torch.randint(len(places), (), generator=generator))]
+            first = 0 if joined else int(torch.randint(NUM_VIEWS, (), generator=generator))
+            views = slice(first, first + length)
+            pair = draw_pair(part, index, views, backgrounds[number], generator)
+            dropped = float(torch.rand((), generator=generator))
+            images.append(pair.images)
+            edited.append(pair.edited)
+            captions += [
+                "" if dropped < NO_TEXT_SHARE + NO_IMAGE_SHARE else pair.instruction
+            ] * length
+            sees += [dropped >= NO_IMAGE_SHARE] * length
+        with torch.no_grad():
+            latents = self.vae.encode(torch.cat(edited)).latent_dist.mode()
+            conditions = self.vae.encode(torch.cat(images)).latent_dist.mode()
+        conditions = conditions * torch.tensor(sees).view(-1, 1, 1, 1)
+        return Batch(latents, captions, None, length, conditions, mode if joined else "joint")
+
+
+def edit_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the edit U-Net that does what the multi-view one does without a camera.
+
+    The class embedding of the zero vector is a constant, which moves into the time embedding; the
+    condition begins without influence.
+    """
+    weights = dict(weights)
+    part = {
+        name: weights.pop(name) for name in list(weights) if name.startswith("class_embedding.")
+    }
+    hidden = functional.silu(part["class_embedding.linear_1.bias"])
+    constant = part["class_embedding.linear_2.weight"] @ hidden
+    constant = constant + part["class_embedding.linear_2.bias"]
+    weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] + constant
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat((first, torch.zeros_like(first)), dim=1)
+    return weights
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = argument_parser(__doc__, "edit", steps=6000, decay_steps=1500).parse_args(argv)
+    rank, ranks = join_processes()
+    torch.manual_seed(args.seed)
+    groups = [load_edit_groups(path) for path in sorted(args.work.glob("edits_*.pt"))]
+    if not groups:
+        print(f"no edits_*.pt in {args.work}; run custom.fourd.scripts.render_edits first.")
+        return 1
+    vae = committed_autoencoder()
+    trainer = Trainer(build_edit_unet(), args.rate, args.ema, timestep_power=TIMESTEP_POWER)
+
+    def begin(fresh: Trainer) -> None:
+        if args.from_asset:
+            fresh.load_asset(ASSETS / "edit")
+        else:
+            fresh.load_asset(ASSETS / "multiview", edit_weights)
+
+    restore(trainer, args, begin)
+    if not args.export:
+        train(trainer, EditSource(groups, vae, args.seed), args, rank, ranks)
+        return 0
+    recipe = recipe_of(trainer, args, "train_edit")
+    pipeline = "StableDiffusionInstructPix2PixPipeline"
+    print(export(trainer, vae, "edit", EDIT_FACTS, recipe, pipeline=pipeline))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
