@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +31,8 @@ from custom.fourd.guidance.anchor_instructpix2pix_guidance import (
     AnchorInstructPix2PixGuidance,
 )
 from custom.fourd.prompts.instruction_prompt_processor import InstructionPromptProcessor
+
+from .result_folder import claim_output, encode_png, write_new
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RECORD = "edit.json"
@@ -92,56 +91,6 @@ def find_frames(folder: Path) -> Frames:
                 f"{first[1]}; expected images of one size. Resize them first."
             )
     return frames
-
-
-def claim_output(folder: Path, record: dict) -> None:
-    """Make the output folder this edit's own, or find that it is already.
-
-    Raises:
-        ValueError: it holds other files, or the results of another edit.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / RECORD
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {**known, **record} if known.get(key) != record.get(key))
-        if changed:
-            key = changed[0]
-            raise ValueError(
-                f"{folder} holds the results of another edit ({key} was {known.get(key)!r} and is "
-                f"{record.get(key)!r}); they are not overwritten. Choose another --output."
-            )
-        return
-    found = sorted(entry.name for entry in folder.iterdir() if entry.suffix != ".part")
-    if found:
-        raise ValueError(
-            f"{folder} holds {found[0]} and is no folder of this tool's results; nothing is "
-            "overwritten. Choose another --output."
-        )
-    write_new(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def write_new(path: Path, content: bytes) -> None:
-    """Write a file under its name only when it is whole, and only where there is none.
-
-    Raises:
-        FileExistsError: there is one.
-    """
-    descriptor, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.link(part, path)
-    finally:
-        os.unlink(part)
-
-
-def encode_png(image: Float[Tensor, "h w 3"]) -> bytes:
-    """A PNG file of an image in [0, 1], rounded to 8 bits."""
-    import cv2
-
-    pixels = (image.cpu() * 255).round().to(torch.uint8).numpy()
-    return cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def edit_folder(
@@ -239,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         keys = ("attention", "resize", "shared_noise", "share_group_norm", "chunk_size")
         keys += ("guidance_scale", "image_guidance_scale")
         guidance = AnchorInstructPix2PixGuidance({**model, **{key: said[key] for key in keys}})
-        claim_output(args.output, record)
+        claim_output(args.output, record, RECORD, "edit")
         edit_folder(
             guidance, prompts.embeddings(), frames, args.output, anchor_index,
             args.start, args.steps, args.window,
