@@ -5,7 +5,12 @@ from dataclasses import dataclass
 import pytest
 from omegaconf import OmegaConf
 from threestudio import registry
-from threestudio.launcher.parts import config_class, drop_replaced_keys, part_name
+from threestudio.launcher.parts import (
+    config_class,
+    drop_replaced_keys,
+    drop_unfit_keys,
+    part_name,
+)
 
 
 @dataclass
@@ -74,3 +79,45 @@ def test_keys_that_were_given_with_the_new_module_are_kept_for_the_check():
 def test_nothing_is_dropped_otherwise(name):
     part, lines = laid_over({"system": {"b_type": name}})
     assert part == {"activation": "x", "random_aug": True} and lines == []
+
+
+class System:
+    @dataclass
+    class Config:
+        b_type: str = "solid"
+        b: dict | None = None
+
+
+def borrowed(delta, **system):
+    """What is left of a delta that was written for a neural background."""
+    lender = {"system_type": "a-system", "system": {"b_type": "neural", "b": {"activation": "x"}}}
+    borrower = {"system_type": "a-system", "system": system}
+    delta = OmegaConf.create({"seed": 1, "system": delta})
+    drop_unfit_keys(delta, OmegaConf.create(lender), OmegaConf.create(borrower))
+    return delta
+
+
+@pytest.mark.parametrize(
+    "system, kept",
+    [
+        ({"b_type": "solid"}, {"random_aug"}),  # another module, with one of the keys
+        ({}, {"random_aug"}),  # the system's default is another module
+        ({"b_type": "neural"}, {"activation", "random_aug"}),
+        ({"b_type": "their-neural"}, {"activation", "random_aug"}),  # an alias of the same
+        ({"b_type": "bare"}, {"activation", "random_aug"}),  # no schema to ask
+        ({"b_type": "unknown"}, {"activation", "random_aug"}),  # reported elsewhere
+    ],
+)
+def test_a_borrowed_delta_keeps_what_the_borrowers_modules_know(monkeypatch, system, kept):
+    monkeypatch.setitem(registry.__modules__, "a-system", System)
+    monkeypatch.setitem(registry._aliases, "their-neural", "neural")
+    delta = borrowed({"b": {"activation": "y", "random_aug": True}, "loss": {"z": 1}}, **system)
+    assert set(delta.system.b) == kept
+    assert delta.seed == 1 and delta.system.loss == {"z": 1}
+
+
+def test_a_borrowed_delta_may_name_its_module(monkeypatch):
+    monkeypatch.setitem(registry.__modules__, "a-system", System)
+    delta = borrowed({"b_type": "neural", "b": {"activation": "y"}}, b_type="solid")
+    assert delta.system.b == {"activation": "y"}
+    drop_unfit_keys(OmegaConf.create({"seed": 1}), OmegaConf.create(), OmegaConf.create())

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import typing
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from threestudio import registry
 
@@ -65,24 +65,70 @@ def drop_replaced_keys(
     return lines
 
 
+def drop_unfit_keys(delta: DictConfig, lender: DictConfig, borrower: DictConfig) -> None:
+    """Drop keys of a delta that no module of the config that borrows it has, in place.
+
+    A delta is written for the modules of its own config. Where the borrower has another module for
+    a part, what the delta says of that part stays as far as the module has such keys.
+
+    Args:
+        delta: values to lay over the borrower.
+        lender: the config that the delta was written for.
+        borrower: a config of the same ``system_type``.
+    """
+    system = _raw(delta, "system")
+    if not isinstance(system, DictConfig):
+        return
+    theirs, ours = (
+        cfg.get("system") or DictConfig({}) for cfg in (OmegaConf.merge(borrower, delta), lender)
+    )
+    for key in ours:
+        name = part_name(str(key))
+        part = _raw(system, name) if name is not None else None
+        if not isinstance(part, DictConfig):
+            continue
+        module = _raw(theirs, key) or _default(borrower, key)
+        if registry.canonical_name(str(module)) == registry.canonical_name(str(_raw(ours, key))):
+            continue
+        known = _known_keys(module)
+        for unknown in [k for k in part if known is not None and k not in known]:
+            del part[unknown]
+
+
+def _default(cfg: DictConfig, key: object) -> object:
+    """The value of a key that a config leaves to its system."""
+    schema = _schema(_raw(cfg, "system_type"))
+    fields = {} if schema is None else {field.name: field for field in dataclasses.fields(schema)}
+    return fields[key].default if key in fields else None
+
+
 def _drop_unknown(
     merged: DictConfig, file_cfg: DictConfig, given: DictConfig, name: str, module: str
 ) -> list[str]:
     old, part, laid_over = _raw(file_cfg, name), _raw(merged, name), _raw(given, name)
     if not isinstance(old, DictConfig) or not isinstance(part, DictConfig):
         return []
-    try:
-        schema = config_class(registry.find(module))
-    except (KeyError, ImportError, ValueError):
-        return []  # The check of the whole experiment reports the name.
-    if schema is None:
+    known = _known_keys(module)
+    if known is None:
         return []
-    known = {field.name for field in dataclasses.fields(schema)}
     kept = set(laid_over) if isinstance(laid_over, DictConfig) else set()
     dropped = [str(key) for key in old if key not in known and key not in kept and key in part]
     for key in dropped:
         del part[key]
     return dropped
+
+
+def _schema(module: object) -> type | None:
+    """The config class of a module by its name; None if it has none or there is no such name."""
+    try:
+        return config_class(registry.find(str(module)))
+    except (KeyError, ImportError, ValueError):
+        return None  # The check of the whole experiment reports the name.
+
+
+def _known_keys(module: object) -> set[str] | None:
+    schema = _schema(module)
+    return None if schema is None else {field.name for field in dataclasses.fields(schema)}
 
 
 def _raw(cfg: DictConfig, key: object) -> object:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from threestudio import registry
+from threestudio.launcher.parts import drop_unfit_keys
 from threestudio.suggest import did_you_mean
 from threestudio.utils.config_errors import ConfigValueError
 from threestudio.utils.config_sources import load_with_includes
@@ -86,7 +87,11 @@ def deltas_of(
     sections = [rule.profiles for rule in table.get("also") or [] if _fits(rule, composed)]
     like = next((rule for rule in table.get("like") or [] if _fits(rule, composed)), None)
     if like is not None:
-        lent = load_with_includes(root / str(like.config), root).get("profiles") or {}
+        lender = load_with_includes(root / str(like.config), root)
+        lent = lender.pop("profiles", None) or OmegaConf.create({})
+        for delta in lent.values():
+            if delta is not None:
+                drop_unfit_keys(delta, lender, composed)
         sections.insert(0, lent)
     return _as_deltas(OmegaConf.merge({}, *sections))
 
