@@ -58,9 +58,7 @@ class MeshExporter(Exporter):
             )
         mesh = self.geometry.isosurface(frame_time=self.cfg.frame_time)
         if self.cfg.save_texture:
-            colors = surface_albedo(
-                self.geometry, self.material, mesh.v_pos, self.cfg.frame_time
-            )
+            colors = surface_albedo(self.geometry, self.material, mesh.v_pos, self.cfg.frame_time)
             mesh.set_vertex_color(colors)
         params = {
             "mesh": mesh,
