@@ -51,16 +51,20 @@ def test_a_textured_plane_arrives_within_bilinear_noise():
     assert float(psnr(found.image[None], images[:1], found.is_covered[None])) > 45
 
 
-def test_positions_are_those_of_the_plane_by_hand():
-    # Two cameras side by side that look along -x at the plane 3 away: a shift of f * b / 3 pixels.
+def side_by_side_poses(shift_px):
+    """Two cameras that look along -x at the plane 3 away; content in the second's image stands
+    f * b / 3 pixels further left, for a distance b between them."""
     c2w = poses(0.0, 0.0)
     c2w[:, :3, 3] = torch.tensor([3.0, 0.0, 0.0])
     c2w[:, :3, :3] = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    focal_px = float(INTRINSICS[0, 0])
-    c2w[1, 1, 3] = 4 * 3.0 / focal_px
+    c2w[1, 1, 3] = shift_px * 3.0 / float(INTRINSICS[0, 0])
+    return c2w
+
+
+def test_positions_are_those_of_the_plane_by_hand():
+    c2w = side_by_side_poses(4)
     images, depth = plane_views(c2w)
     found = warper(depth, c2w, border_px=0).reproject(0, [1])
-    # The key's camera is to the right, so content stands 4 pixels further left in its image.
     for row, column in ((0, 4), (7, 20), (31, 31)):
         expected = torch.tensor([column + 0.5 - 4, row + 0.5])
         assert torch.allclose(found.pixels[0, row, column], expected, atol=1e-3)
@@ -68,6 +72,21 @@ def test_positions_are_those_of_the_plane_by_hand():
     warped = warper(depth, c2w, border_px=0).warp(images, 0, [1])
     assert torch.allclose(warped.image[:, 4:], images[1][:, :-4], atol=1e-3)
     assert warped.coverage.tolist() == [pytest.approx(28 / 32)]
+
+
+def test_a_sample_of_which_one_pixel_is_unknown_or_far_is_not_valid():
+    # Half a pixel aside, target column c reads the key's columns c - 1 and c.
+    c2w = side_by_side_poses(0.5)
+    _, depth = plane_views(c2w)
+    wide = {"border_px": 0, "relative": 0.9}
+    hole, step = depth.clone(), depth.clone()
+    hole[1, 10, 10] = 0
+    is_valid = warper(hole, c2w, edge=0.0, **wide).reproject(0, [1]).is_valid[0, 10]
+    assert torch.nonzero(~is_valid).flatten().tolist() == [0, 10, 11]
+    step[1, :, 16:] *= 1.5
+    for edge, expected in ((0.1, [0, 16]), (0.0, [0])):
+        is_valid = warper(step, c2w, edge=edge, **wide).reproject(0, [1]).is_valid[0, 10]
+        assert torch.nonzero(~is_valid).flatten().tolist() == expected
 
 
 def occluded_plane():
