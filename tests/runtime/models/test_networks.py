@@ -24,6 +24,9 @@ PROGRESSIVE = {**GRID, "start_level": 2, "start_step": 0, "update_steps": 50}
         ({"otype": "Grid", "type": "Hash", **GRID}, 8),
         ({"otype": "DenseGrid", **GRID}, 8),
         ({"otype": "SphericalHarmonics", "degree": 3}, 9),
+        ({"otype": "Frequency", "n_frequencies": 4}, 24),
+        ({"otype": "Identity"}, 3),
+        ({"otype": "Composite", "nested": [{"otype": "Identity"}]}, 3),
         ({"otype": "ProgressiveBandHashGrid", **PROGRESSIVE}, 8),
         ({"otype": "ProgressiveBandFrequency", "n_frequencies": 4}, 24),
         ({"otype": "HashGridSpatialTime", **GRID, "static": True}, 8),
@@ -70,6 +73,18 @@ def test_unknown_network_names_the_nearest():
 def test_missing_otype_is_an_error():
     with pytest.raises(ValueError, match="Unknown encoding otype None"):
         get_encoding(3, GRID)
+
+
+@pytest.mark.parametrize("otype", ["FullyFusedMLP", "CutlassMLP"])
+def test_networks_of_tinycudann_keep_its_layout(otype):
+    """One vector of row-major matrices, [16, 16] and [16, 16]; the padded inputs are ones."""
+    network = get_mlp(5, 2, {**MLP, "otype": otype})
+    assert list(network.state_dict()) == ["network.params"]
+    first, last = network.network.params.view(2, 16, 16)
+    x = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([x, torch.ones(3, 4, 11)], dim=-1)
+    expected = torch.relu(padded @ first.t()) @ last[:2].t()
+    torch.testing.assert_close(network(x), expected)
 
 
 @pytest.mark.parametrize("otype", ["VanillaMLP", "SphereInitVanillaMLP"])

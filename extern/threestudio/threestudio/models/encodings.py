@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from threestudio.kernels import tinycudann
 from threestudio.kernels.hash_grid import HashGridEncoding
 from threestudio.suggest import nearest
 from threestudio.utils.base import Updateable
 
 GRID_OTYPES = ("HashGrid", "Grid", "DenseGrid")
+# What our stand-in for tiny-cuda-nn encodes besides.
+PLAIN_OTYPES = ("Frequency", "Identity", "Composite")
 MAX_HARMONIC_DEGREE = 4
 
 
@@ -97,8 +100,9 @@ class TCNNEncoding(nn.Module):
 
     Args:
         in_channels: dimensions of the input.
-        config: ``otype`` "HashGrid", "Grid", "DenseGrid" or "SphericalHarmonics" and its keys; for
-            grids also ``backend`` (see `threestudio.kernels.hash_grid`). Not changed.
+        config: ``otype`` "HashGrid", "Grid", "DenseGrid", "SphericalHarmonics", "Frequency",
+            "Identity" or "Composite" and its keys; for grids also ``backend`` (see
+            `threestudio.kernels.hash_grid`). Not changed.
         dtype: of the features.
 
     Raises:
@@ -116,8 +120,11 @@ class TCNNEncoding(nn.Module):
             self.encoding: nn.Module = HashGridEncoding(in_channels, config, backend, dtype)
         elif otype == "SphericalHarmonics":
             self.encoding = SphericalHarmonics(in_channels, config)
+        elif otype in PLAIN_OTYPES:
+            self.encoding = tinycudann.Encoding(in_channels, config, dtype=dtype)
         else:
-            raise unknown_otype("encoding", otype, (*GRID_OTYPES, "SphericalHarmonics"))
+            known = (*GRID_OTYPES, *PLAIN_OTYPES, "SphericalHarmonics")
+            raise unknown_otype("encoding", otype, known)
         self.n_output_dims = self.encoding.n_output_dims
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n f"]:

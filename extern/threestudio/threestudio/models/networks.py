@@ -7,8 +7,10 @@ from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from threestudio.kernels import tinycudann
 from threestudio.models.encodings import (
     GRID_OTYPES,
+    PLAIN_OTYPES,
     CompositeEncoding,
     ProgressiveBandFrequency,
     ProgressiveBandHashGrid,
@@ -33,6 +35,7 @@ __all__ = [
     "SphereInitVanillaMLP",
     "SphericalHarmonics",
     "TCNNEncoding",
+    "TCNNNetwork",
     "VanillaMLP",
     "create_network_with_input_encoding",
     "get_encoding",
@@ -40,14 +43,32 @@ __all__ = [
 ]
 
 ENCODINGS: dict[str, Callable[[int, Mapping[str, Any]], nn.Module]] = {
-    **dict.fromkeys((*GRID_OTYPES, "SphericalHarmonics"), TCNNEncoding),
+    **dict.fromkeys((*GRID_OTYPES, *PLAIN_OTYPES, "SphericalHarmonics"), TCNNEncoding),
     "HashGridSpatialTime": HashGridSpatialTime,
     "HashGridSpatialTimeDeform": HashGridSpatialTimeDeform,
     "ProgressiveBandFrequency": ProgressiveBandFrequency,
     "ProgressiveBandHashGrid": ProgressiveBandHashGrid,
 }
 
+
+class TCNNNetwork(nn.Module):
+    """A network in tiny-cuda-nn's layout: its weights lie in ``network.params``, one flat vector.
+
+    Args:
+        dim_in, dim_out: features in and out.
+        config: see `threestudio.kernels.tinycudann.NetworkWithInputEncoding`. Not changed.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network = tinycudann.Network(dim_in, dim_out, config)
+
+    def forward(self, x: Float[Tensor, "*batch dim_in"]) -> Float[Tensor, "*batch dim_out"]:
+        return self.network(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
 NETWORKS: dict[str, Callable[[int, int, Mapping[str, Any]], nn.Module]] = {
+    **dict.fromkeys(("FullyFusedMLP", "CutlassMLP"), TCNNNetwork),
     "VanillaMLP": VanillaMLP,
     "SphereInitVanillaMLP": SphereInitVanillaMLP,
 }
