@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import threading
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -28,6 +28,7 @@ that look right by a flow that is wrong: its end-point error grew five times."""
 RAFT_MULTIPLE_PX, RAFT_LEAST_PX = 8, 128
 
 
+@runtime_checkable
 class FlowEstimator(Protocol):
     """What estimates flow; a cache of flows needs no more than this either."""
 
