@@ -28,6 +28,7 @@ REGISTRY: dict[str, str] = {
     "animatediff-guidance": "guidance.animatediff_guidance",
     "dycheck-datamodule": "data.dycheck_datamodule",
     "dynerf-datamodule": "data.dynerf_datamodule",
+    "fourd-reconstruction-system": "systems.fourd_reconstruction_system",
     "fourdfy-system": "systems.fourdfy_system",
     "instruction-prompt-processor": "prompts.instruction_prompt_processor",
     "joint-frames-guidance": "guidance.joint_frames_guidance",

@@ -86,11 +86,39 @@ class Scene:
         device = self.device
         c2w, fovy = c2w.to(device), fovy.to(device)
         rays_o, rays_d = camera_rays(c2w, intrinsics_from_fovy(fovy, height, width), height, width)
-        extra = {} if frame_times is None else {"frame_times": frame_times.to(device)}
+        return self._render(rays_o, rays_d, c2w[:, :3, 3], frame_times, background, c2w=c2w)
+
+    @torch.no_grad()
+    def render_rays(
+        self,
+        rays_o: Float[Tensor, "b h w 3"],
+        rays_d: Float[Tensor, "b h w 3"],
+        frame_times: Float[Tensor, "b"] | None = None,
+        background: Float[Tensor, "3"] | None = None,
+    ) -> SceneImages:
+        """Images along rays, for cameras that a field of view alone does not describe.
+
+        Args:
+            rays_o: origins in the world; the first of each image is where its light stands.
+            rays_d: unit directions in the world.
+            frame_times, background: as in `render`.
+        """
+        rays_o, rays_d = rays_o.to(self.device), rays_d.to(self.device)
+        return self._render(rays_o, rays_d, rays_o[:, 0, 0], frame_times, background)
+
+    def _render(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        positions: Tensor,
+        frame_times: Tensor | None,
+        background: Tensor | None,
+        **extra: Tensor,
+    ) -> SceneImages:
+        if frame_times is not None:
+            extra["frame_times"] = frame_times.to(rays_o.device)
         with _evaluating(self.geometry, self.material, self.background, self.renderer):
-            out = self.renderer(
-                rays_o=rays_o, rays_d=rays_d, light_positions=c2w[:, :3, 3], c2w=c2w, **extra
-            )
+            out = self.renderer(rays_o=rays_o, rays_d=rays_d, light_positions=positions, **extra)
         opacity, rgb = out["opacity"], out["comp_rgb"]
         if background is not None:
             rgb = out["comp_rgb_fg"] + (1 - opacity) * background.to(rgb)
