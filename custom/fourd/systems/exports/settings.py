@@ -45,7 +45,7 @@ class SceneExportConfig(Exporter.Config):
     """Colour behind the scene, in [0, 1]; null takes the scene's own background."""
     page_views: int = 12
     """Views of the page around the scene; one of a scene at rest has at least 48."""
-    page_times: int = 24
+    page_times: int = 16
     """Scene times of the page, evenly over [0, 1], ends included."""
     sheet_views: int = 4
     """Rows of the contact sheet."""
