@@ -20,6 +20,7 @@ from custom.fourd.world.edits import (
 )
 from custom.fourd.world.grammar import parse_caption
 from custom.fourd.world.render import render
+from custom.fourd.world.styles import STYLES
 from custom.fourd.world.vocabulary import COLOURS, SHAPES
 
 LONE, PAIR = "a red cube", "a red cube next to a small wooden blue sphere spinning"
@@ -159,6 +160,14 @@ def test_the_split_does_not_depend_on_the_sentence():
 
 
 FROZEN_SAMPLE = [("cyan", "red")]
+
+
+def test_about_a_tenth_of_the_styled_colours_is_held_out():
+    scenes = [parse_caption(f"a {colour} sphere") for colour in COLOURS]
+    scenes = [scene for scene in scenes if not scene.is_held_out]
+    table = [is_held_out_edit(s, EditedScene(s, style)) for s in scenes for style in STYLES]
+    assert 0.03 < sum(table) / len(table) < 0.2
+    assert not any(is_held_out_edit(scene, EditedScene(scene)) for scene in scenes)
 
 
 # Truth
