@@ -39,6 +39,12 @@ def refusal(name):
     return str(caught.value)
 
 
+@pytest.fixture(autouse=True)
+def no_failed_extensions(monkeypatch):
+    """Of other tests in this process; a refusal names them."""
+    monkeypatch.setattr(registry, "_failed_extensions", {})
+
+
 @pytest.fixture
 def own_tables(monkeypatch):
     for table in ("__modules__", "_lazy_modules", "_aliases", "_failed_extensions", "_refused"):
