@@ -113,6 +113,19 @@ def test_kill_and_resume_is_the_same_run(start, trial, kind):
     assert not list(trial("cut").rglob(".*.tmp")) and not (trial("cut") / ".lock").exists()
 
 
+def test_a_cut_where_a_validation_is_due_is_the_same_run(start, trial):
+    """The resumed run makes the validation's iterator at another moment than a whole run does."""
+    options = ["data.foreign=true", "system.sleep_sec=0.01"]
+    whole = start("train", *options, name="whole")
+    cut = start("train", *options, EVERY_STEP, KEEP_TWO, name="cut")
+    cut.wait_for(reached(trial("cut"), 14))
+    cut.signal(signal.SIGKILL)
+    cut.wait()
+    cut = start("train", *options, EVERY_STEP, KEEP_TWO, "resume=auto", name="cut")
+    assert whole.wait() == 0 and cut.wait() == 0, cut.text
+    assert equal(final_state(trial("whole")), final_state(trial("cut")))
+
+
 @pytest.mark.slow
 def test_twenty_random_cuts_are_the_same_run(start, trial):
     options = ["data.foreign=true", "system.net.noise=true", "system.sleep_sec=0.01",

@@ -140,25 +140,35 @@ class SeedGlobalGenerators(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or self.datamodule is None:
             return
-        make_loader = type(self.datamodule).train_dataloader
+        for name in ("train_dataloader", "val_dataloader"):
+            self.datamodule.__dict__[name] = self._with_own_seeds(trainer, name)
+
+    def _with_own_seeds(self, trainer: pl.Trainer, name: str) -> Any:
+        """The data module's method, whose loaders take nothing from the global generators.
+
+        A new iterator draws its workers' seed, globally unless it has a generator. A resumed run
+        makes iterators where a whole run has them already: for its first batch, and for a
+        validation that was due at the step of its checkpoint.
+        """
+        make_loader = getattr(type(self.datamodule), name)
 
         @functools.wraps(make_loader)
-        def train_dataloader() -> Any:
+        def dataloader() -> Any:
             loader = make_loader(self.datamodule)
-            # A new iterator draws its workers' seed, globally unless it has a generator; the
-            # first batch of a resumed run would then differ from the same batch of a whole run.
             for part in loader if isinstance(loader, (list, tuple)) else [loader]:
                 if isinstance(part, DataLoader) and part.generator is None:
                     part.generator = generator("global-loader", trainer.global_step)
-            # Lightning asks for the loader once, then at once fetches the first batch.
-            seed_global_generators(trainer.global_step, "global-data")
+            if name == "train_dataloader":
+                # Lightning asks for the loader once, then at once fetches the first batch.
+                seed_global_generators(trainer.global_step, "global-data")
             return loader
 
-        self.datamodule.__dict__["train_dataloader"] = train_dataloader
+        return dataloader
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self.datamodule is not None:
-            self.datamodule.__dict__.pop("train_dataloader", None)
+        for name in ("train_dataloader", "val_dataloader"):
+            if self.datamodule is not None:
+                self.datamodule.__dict__.pop(name, None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not on_train_epoch_start, which a run that resumes within an epoch does not pass.
