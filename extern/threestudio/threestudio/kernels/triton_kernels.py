@@ -46,31 +46,81 @@ def _end(cell, fraction, bit: tl.constexpr):
 
 
 @triton.jit
-def _level(levels_ptr, level, grid: tl.constexpr):
-    """Entries, first entry, and whether the level is hashed, of the static (0) or dynamic (1)."""
-    base = levels_ptr + level * 7 + 1 + 3 * grid
-    return tl.load(base).to(tl.uint32), tl.load(base + 1), tl.load(base + 2)
+def _cells(
+    x_ptr,
+    point,
+    inside,
+    scale,
+    N_AXES: tl.constexpr,
+    D: tl.constexpr,
+    DYNAMIC: tl.constexpr,
+):
+    """`_coordinate` of x, y, z and time; an axis that the grids lack repeats y."""
+    x0, u0, s0 = _coordinate(x_ptr, point, inside, 0, N_AXES, scale)
+    x1, u1, s1 = _coordinate(x_ptr, point, inside, 1, N_AXES, scale)
+    x2, u2, s2, x3, u3, s3 = x1, u1, s1, x1, u1, s1
+    if D == 3:
+        x2, u2, s2 = _coordinate(x_ptr, point, inside, 2, N_AXES, scale)
+    if DYNAMIC:
+        x3, u3, s3 = _coordinate(x_ptr, point, inside, D, N_AXES, scale)
+    return x0, u0, s0, x1, u1, s1, x2, u2, s2, x3, u3, s3
 
 
 @triton.jit
-def _spatial(a, b, c, resolution, D: tl.constexpr):
-    """Dense and hashed number of a vertex before they are brought into the level's range."""
+def _level(levels_ptr, level):
+    """Resolution; entries, first entry and whether it is hashed, of the static and the dynamic."""
+    base = levels_ptr + level * 7
+    resolution, entries = tl.load(base).to(tl.uint32), tl.load(base + 1).to(tl.uint32)
+    entries_t = tl.load(base + 4).to(tl.uint32)
+    static = (entries, tl.load(base + 2), tl.load(base + 3))
+    return resolution, static, (entries_t, tl.load(base + 5), tl.load(base + 6))
+
+
+@triton.jit
+def _corner(x0, u0, x1, u1, x2, u2, resolution, corner: tl.constexpr, D: tl.constexpr):
+    """Weights along each axis of a spatial corner, and its vertex's dense and hashed number,
+    before these are brought into the level's range."""
+    a, wa = _end(x0, u0, corner % 2)
+    b, wb = _end(x1, u1, corner // 2 % 2)
     dense = a + b * resolution
     mixed = a ^ (b * _PRIME_Y)
+    wc = 1.0
     if D == 3:
+        c, wc = _end(x2, u2, corner // 4)
         dense += c * (resolution * resolution)
         mixed ^= c * _PRIME_Z
-    return dense, mixed
+    return wa, wb, wc, dense, mixed
 
 
 @triton.jit
-def _entry(dense, mixed, entries, hashed):
-    """Index within the level. A hashed level has 2^k entries, whose remainder is a mask."""
+def _at_time(dense, mixed, time, resolution, D: tl.constexpr):
+    """The numbers of a spatial vertex, with the time as the last axis."""
+    volume = resolution * resolution * resolution if D == 3 else resolution * resolution
+    return dense + time * volume, mixed ^ (time * _PRIME_T)
+
+
+@triton.jit
+def _entries(dense, mixed, place, feature, F: tl.constexpr):
+    """Offsets [block, F] of a vertex's entry. A hashed level has 2^k entries, whose remainder is a
+    mask."""
+    entries, first, hashed = place
     if hashed != 0:
         index = mixed & (entries - 1)
     else:
         index = dense % entries
-    return index
+    return (first + index.to(tl.int32))[:, None] * F + feature[None, :]
+
+
+@triton.jit
+def _values(table_ptr, offsets, inside):
+    return tl.load(table_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _incoming(grad_ptr, stride_n, stride_f, point, row, inside):
+    """Gradient of a level's features, of any strides."""
+    offsets = point[:, None] * stride_n + row[None, :] * stride_f
+    return tl.load(grad_ptr + offsets, mask=inside[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -95,45 +145,23 @@ def forward_kernel(
     inside = point < n
     feature = tl.arange(0, F)
     scale = tl.load(scales_ptr + level)
-    res = tl.load(levels_ptr + level * 7).to(tl.uint32)
-    entries, first, hashed = _level(levels_ptr, level, 0)
-    entries_t, first_t, hashed_t = _level(levels_ptr, level, 1)
-    x0, u0, _s0 = _coordinate(x_ptr, point, inside, 0, N_AXES, scale)
-    x1, u1, _s1 = _coordinate(x_ptr, point, inside, 1, N_AXES, scale)
-    x2, u2, x3, u3 = x1, u1, x1, u1
-    if D == 3:
-        x2, u2, _s2 = _coordinate(x_ptr, point, inside, 2, N_AXES, scale)
-    if DYNAMIC:
-        x3, u3, _s3 = _coordinate(x_ptr, point, inside, D, N_AXES, scale)
+    res, static, dynamic = _level(levels_ptr, level)
+    x0, u0, _s0, x1, u1, _s1, x2, u2, _s2, x3, u3, _s3 = _cells(
+        x_ptr, point, inside, scale, N_AXES, D, DYNAMIC
+    )
     total = tl.zeros((BLOCK, F), tl.float32)
     for corner in tl.static_range(2**D):
-        a, wa = _end(x0, u0, corner % 2)
-        b, wb = _end(x1, u1, corner // 2 % 2)
-        c, wc = x2, 1.0
-        if D == 3:
-            c, wc = _end(x2, u2, corner // 4)
+        wa, wb, wc, dense, mixed = _corner(x0, u0, x1, u1, x2, u2, res, corner, D)
         weight = wa * wb * wc
-        dense, mixed = _spatial(a, b, c, res, D)
         if STATIC:
-            index = first + _entry(dense, mixed, entries, hashed).to(tl.int32)
-            value = tl.load(
-                static_ptr + index[:, None] * F + feature[None, :],
-                mask=inside[:, None],
-                other=0.0,
-            )
-            total += weight[:, None] * value.to(tl.float32)
+            offsets = _entries(dense, mixed, static, feature, F)
+            total += weight[:, None] * _values(static_ptr, offsets, inside)
         if DYNAMIC:
             for late in tl.static_range(2):
-                d, wd = _end(x3, u3, late)
-                volume = res * res * res if D == 3 else res * res
-                entry = _entry(dense + d * volume, mixed ^ (d * _PRIME_T), entries_t, hashed_t)
-                index_t = first_t + entry.to(tl.int32)
-                value = tl.load(
-                    dynamic_ptr + index_t[:, None] * F + feature[None, :],
-                    mask=inside[:, None],
-                    other=0.0,
-                )
-                total += (weight * wd)[:, None] * value.to(tl.float32)
+                time, wd = _end(x3, u3, late)
+                dense_t, mixed_t = _at_time(dense, mixed, time, res, D)
+                offsets = _entries(dense_t, mixed_t, dynamic, feature, F)
+                total += (weight * wd)[:, None] * _values(dynamic_ptr, offsets, inside)
     row = level * F + feature
     tl.store(out_ptr + row[None, :] * n + point[:, None], total, mask=inside[:, None])
 
@@ -165,59 +193,23 @@ def table_gradient_kernel(
     inside = point < n
     feature = tl.arange(0, F)
     scale = tl.load(scales_ptr + level)
-    res = tl.load(levels_ptr + level * 7).to(tl.uint32)
-    entries, first, hashed = _level(levels_ptr, level, 0)
-    entries_t, first_t, hashed_t = _level(levels_ptr, level, 1)
-    x0, u0, _s0 = _coordinate(x_ptr, point, inside, 0, N_AXES, scale)
-    x1, u1, _s1 = _coordinate(x_ptr, point, inside, 1, N_AXES, scale)
-    x2, u2, x3, u3 = x1, u1, x1, u1
-    if D == 3:
-        x2, u2, _s2 = _coordinate(x_ptr, point, inside, 2, N_AXES, scale)
-    if DYNAMIC:
-        x3, u3, _s3 = _coordinate(x_ptr, point, inside, D, N_AXES, scale)
-    row = level * F + feature
-    grad = tl.load(
-        grad_ptr + point[:, None] * stride_n + row[None, :] * stride_f,
-        mask=inside[:, None],
-        other=0.0,
-    ).to(tl.float32)
+    res, static, dynamic = _level(levels_ptr, level)
+    x0, u0, _s0, x1, u1, _s1, x2, u2, _s2, x3, u3, _s3 = _cells(
+        x_ptr, point, inside, scale, N_AXES, D, DYNAMIC
+    )
+    grad = _incoming(grad_ptr, stride_n, stride_f, point, level * F + feature, inside)
     for corner in tl.static_range(2**D):
-        a, wa = _end(x0, u0, corner % 2)
-        b, wb = _end(x1, u1, corner // 2 % 2)
-        c, wc = x2, 1.0
-        if D == 3:
-            c, wc = _end(x2, u2, corner // 4)
-        weight = wa * wb * wc
-        dense, mixed = _spatial(a, b, c, res, D)
+        wa, wb, wc, dense, mixed = _corner(x0, u0, x1, u1, x2, u2, res, corner, D)
+        share = (wa * wb * wc)[:, None] * grad
         if STATIC:
-            index = first + _entry(dense, mixed, entries, hashed).to(tl.int32)
-            tl.atomic_add(
-                static_grad_ptr + index[:, None] * F + feature[None, :],
-                weight[:, None] * grad,
-                mask=inside[:, None],
-                sem="relaxed",
-            )
+            target = static_grad_ptr + _entries(dense, mixed, static, feature, F)
+            tl.atomic_add(target, share, mask=inside[:, None], sem="relaxed")
         if DYNAMIC:
             for late in tl.static_range(2):
-                d, wd = _end(x3, u3, late)
-                volume = res * res * res if D == 3 else res * res
-                entry = _entry(dense + d * volume, mixed ^ (d * _PRIME_T), entries_t, hashed_t)
-                index_t = first_t + entry.to(tl.int32)
-                tl.atomic_add(
-                    dynamic_grad_ptr + index_t[:, None] * F + feature[None, :],
-                    (weight * wd)[:, None] * grad,
-                    mask=inside[:, None],
-                    sem="relaxed",
-                )
-
-
-@triton.jit
-def _projected(table_ptr, index, feature, grad, inside, F: tl.constexpr):
-    """Dot product of a table entry and the incoming gradient, per point."""
-    value = tl.load(
-        table_ptr + index[:, None] * F + feature[None, :], mask=inside[:, None], other=0.0
-    )
-    return tl.sum(value.to(tl.float32) * grad, axis=1)
+                time, wd = _end(x3, u3, late)
+                dense_t, mixed_t = _at_time(dense, mixed, time, res, D)
+                target = dynamic_grad_ptr + _entries(dense_t, mixed_t, dynamic, feature, F)
+                tl.atomic_add(target, wd[:, None] * share, mask=inside[:, None], sem="relaxed")
 
 
 @triton.jit
@@ -250,53 +242,30 @@ def point_gradient_kernel(
     g3 = tl.zeros((BLOCK,), tl.float32)
     for level in range(n_levels):
         scale = tl.load(scales_ptr + level)
-        res = tl.load(levels_ptr + level * 7).to(tl.uint32)
-        entries, first, hashed = _level(levels_ptr, level, 0)
-        entries_t, first_t, hashed_t = _level(levels_ptr, level, 1)
-        x0, u0, s0 = _coordinate(x_ptr, point, inside, 0, N_AXES, scale)
-        x1, u1, s1 = _coordinate(x_ptr, point, inside, 1, N_AXES, scale)
-        x2, u2, s2, x3, u3, s3 = x1, u1, s1, x1, u1, s1
-        if D == 3:
-            x2, u2, s2 = _coordinate(x_ptr, point, inside, 2, N_AXES, scale)
-        if DYNAMIC:
-            x3, u3, s3 = _coordinate(x_ptr, point, inside, D, N_AXES, scale)
-        row = level * F + feature
-        grad = tl.load(
-            grad_ptr + point[:, None] * stride_n + row[None, :] * stride_f,
-            mask=inside[:, None],
-            other=0.0,
-        ).to(tl.float32)
+        res, static, dynamic = _level(levels_ptr, level)
+        x0, u0, s0, x1, u1, s1, x2, u2, s2, x3, u3, s3 = _cells(
+            x_ptr, point, inside, scale, N_AXES, D, DYNAMIC
+        )
+        grad = _incoming(grad_ptr, stride_n, stride_f, point, level * F + feature, inside)
         for corner in tl.static_range(2**D):
-            a, wa = _end(x0, u0, corner % 2)
-            b, wb = _end(x1, u1, corner // 2 % 2)
-            c, wc = x2, 1.0
-            if D == 3:
-                c, wc = _end(x2, u2, corner // 4)
-            dense, mixed = _spatial(a, b, c, res, D)
+            wa, wb, wc, dense, mixed = _corner(x0, u0, x1, u1, x2, u2, res, corner, D)
+            # The change of the loss with this corner's weight.
             along = tl.zeros((BLOCK,), tl.float32)
             if STATIC:
-                index = first + _entry(dense, mixed, entries, hashed).to(tl.int32)
-                along += _projected(static_ptr, index, feature, grad, inside, F)
+                offsets = _entries(dense, mixed, static, feature, F)
+                along += tl.sum(_values(static_ptr, offsets, inside) * grad, axis=1)
             if DYNAMIC:
-                volume = res * res * res if D == 3 else res * res
-                entry = _entry(dense + x3 * volume, mixed ^ (x3 * _PRIME_T), entries_t, hashed_t)
-                before = _projected(
-                    dynamic_ptr, first_t + entry.to(tl.int32), feature, grad, inside, F
-                )
-                d = x3 + 1
-                entry = _entry(dense + d * volume, mixed ^ (d * _PRIME_T), entries_t, hashed_t)
-                after = _projected(
-                    dynamic_ptr, first_t + entry.to(tl.int32), feature, grad, inside, F
-                )
-                along += before * (1.0 - u3) + after * u3
-                g3 += wa * wb * wc * s3 * (after - before)
-            sign0 = 1.0 if corner % 2 == 1 else -1.0
-            sign1 = 1.0 if corner // 2 % 2 == 1 else -1.0
-            g0 += sign0 * wb * wc * s0 * along
-            g1 += sign1 * wa * wc * s1 * along
+                for late in tl.static_range(2):
+                    time, wd = _end(x3, u3, late)
+                    dense_t, mixed_t = _at_time(dense, mixed, time, res, D)
+                    offsets = _entries(dense_t, mixed_t, dynamic, feature, F)
+                    read = tl.sum(_values(dynamic_ptr, offsets, inside) * grad, axis=1)
+                    along += wd * read
+                    g3 += (2.0 * late - 1.0) * wa * wb * wc * s3 * read
+            g0 += (2.0 * (corner % 2) - 1.0) * wb * wc * s0 * along
+            g1 += (2.0 * (corner // 2 % 2) - 1.0) * wa * wc * s1 * along
             if D == 3:
-                sign2 = 1.0 if corner // 4 == 1 else -1.0
-                g2 += sign2 * wa * wb * s2 * along
+                g2 += (2.0 * (corner // 4) - 1.0) * wa * wb * s2 * along
     base = x_grad_ptr + point * N_AXES
     tl.store(base, g0, mask=inside)
     tl.store(base + 1, g1, mask=inside)
