@@ -109,6 +109,16 @@ def test_wild_coordinates_stay_inside_the_table(case, value):
     torch.testing.assert_close(features[4], twin[4], equal_nan=True, atol=1e-4, rtol=1e-4)
 
 
+def test_beyond_the_last_cell_features_no_longer_change(case):
+    """Cell numbers saturate at 2^30, and there the gradient to the position ends, as the twin's."""
+    x, tables, layouts = case((3, 4), 3)
+    x[1, 0] = 1e9
+    _, actual, *_ = run(encode, x, tables, layouts, torch.float32)
+    _, expected, *_ = run(sum_of_twins, x.float(), tables, layouts, torch.float32)
+    assert actual[1, 0] == expected[1, 0] == 0.0
+    torch.testing.assert_close(actual[[0, 2]], expected[[0, 2]], atol=1e-3, rtol=1e-4)
+
+
 def test_gradients_come_only_where_asked(case):
     x, tables, layouts = case((3, 4), 12)
     x, static, dynamic = x.float(), tables[0].float(), tables[1].float().requires_grad_()
