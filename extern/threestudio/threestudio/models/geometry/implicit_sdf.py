@@ -1,6 +1,6 @@
 """A signed distance on an encoding of position."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,52 +9,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 import threestudio
-from threestudio.models.geometry.base import BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.geometry.base import contract_to_unisphere
+from threestudio.models.geometry.encoded_geometry import EncodedGeometry
+from threestudio.models.geometry.field_gradient import differentiable
 from threestudio.models.geometry.shape_distance import shape_distance
-from threestudio.models.networks import get_encoding, get_mlp
 from threestudio.utils.misc import broadcast
 from threestudio.utils.rng import generator
 
-NORMAL_TYPES = ("finite_difference", "finite_difference_laplacian", "pred", "analytic")
 INIT_LEARNING_RATE = 1e-3
 
 
 @threestudio.register("implicit-sdf")
-class ImplicitSDF(BaseImplicitGeometry):
+class ImplicitSDF(EncodedGeometry):
     """sdf = MLP(encoding(x)) + bias(x), negative inside; features come from a second MLP.
 
     The bias, or `initialize_shape`, gives the optimisation a sphere or an ellipsoid to begin with.
     """
 
     @dataclass
-    class Config(BaseImplicitGeometry.Config):
-        n_input_dims: int = 3
-        """Coordinates of a point."""
-        n_feature_dims: int = 3
-        """Channels handed to the material; 0 builds no feature network."""
-        pos_encoding_config: dict[str, Any] = field(
-            default_factory=lambda: {
-                "otype": "HashGrid",
-                "n_levels": 16,
-                "n_features_per_level": 2,
-                "log2_hashmap_size": 19,
-                "base_resolution": 16,
-                "per_level_scale": 1.447269237440378,
-            }
-        )
-        """Encoding of the position in [0, 1]^3."""
-        mlp_network_config: dict[str, Any] = field(
-            default_factory=lambda: {
-                "otype": "VanillaMLP",
-                "activation": "ReLU",
-                "output_activation": "none",
-                "n_neurons": 64,
-                "n_hidden_layers": 1,
-            }
-        )
-        """Networks of distance, features and predicted normals."""
-        normal_type: str | None = "finite_difference"
-        """finite_difference, finite_difference_laplacian, pred, analytic or None."""
+    class Config(EncodedGeometry.Config):
         finite_difference_normal_eps: Any = 0.01
         """Step of the finite differences in world units, or "progressive": the cell of the finest
         active level of a ProgressiveBandHashGrid (Neuralangelo)."""
@@ -88,18 +61,8 @@ class ImplicitSDF(BaseImplicitGeometry):
             ValueError: a value of the configuration cannot work.
         """
         super().configure()
-        if self.cfg.normal_type is not None and self.cfg.normal_type not in NORMAL_TYPES:
-            raise ValueError(
-                f"normal_type is {self.cfg.normal_type!r}; expected one of "
-                f"{', '.join(NORMAL_TYPES)} or null."
-            )
-        self.encoding = get_encoding(self.cfg.n_input_dims, self.cfg.pos_encoding_config)
-        n_encoded, network_config = self.encoding.n_output_dims, self.cfg.mlp_network_config
-        self.sdf_network = get_mlp(n_encoded, 1, network_config)
-        if self.cfg.n_feature_dims > 0:
-            self.feature_network = get_mlp(n_encoded, self.cfg.n_feature_dims, network_config)
-        if self.cfg.normal_type == "pred":
-            self.normal_network = get_mlp(n_encoded, 3, network_config)
+        self.sdf_network = self._network(1)
+        self._build_heads()
         # What the shapes cannot be is said now, not after the priors were loaded.
         probe = self.bbox.new_zeros(1, 3)
         self.get_shifted_sdf(probe, probe[:, :1])
@@ -191,52 +154,23 @@ class ImplicitSDF(BaseImplicitGeometry):
             ``[*N, 3]`` as found, and normal and shading_normal, the same at unit length, pointing
             out of the object.
         """
-        grad_enabled = torch.is_grad_enabled()
-        if output_normal and self.cfg.normal_type == "analytic":
-            # Evaluation runs without gradients, but the normal is one.
-            torch.set_grad_enabled(True)
-            points = points if points.requires_grad else points.detach().requires_grad_(True)
-        try:
+        keeps_graph = torch.is_grad_enabled()
+        is_analytic = output_normal and self.cfg.normal_type == "analytic"
+        with differentiable(points, is_analytic) as points:
             encoded = self._encode(points)
             sdf = self._sdf(points, encoded)
-            output = {"sdf": sdf}
-            if self.cfg.n_feature_dims > 0:
-                features = self.feature_network(encoded)
-                output["features"] = features.view(*points.shape[:-1], self.cfg.n_feature_dims)
+            output = {"sdf": sdf, **self._features(points, encoded)}
             if output_normal and self.cfg.normal_type is not None:
-                gradient = self._gradient(points, sdf, encoded, grad_enabled)
+                if self.cfg.normal_type == "pred":
+                    gradient = self._predicted_normal(points, encoded)
+                else:
+                    eps = self.finite_difference_normal_eps
+                    gradient = self._slope(self.forward_sdf, points, sdf, eps, keeps_graph)
                 normal = F.normalize(gradient, dim=-1)
                 output.update(normal=normal, shading_normal=normal, sdf_grad=gradient)
-        finally:
-            torch.set_grad_enabled(grad_enabled)
-        if not grad_enabled:
+        if not keeps_graph:
             output = {key: value.detach() for key, value in output.items()}
         return output
-
-    def _gradient(
-        self, points: Tensor, sdf: Tensor, encoded: Tensor, grad_enabled: bool
-    ) -> Float[Tensor, "*N 3"]:
-        kind = self.cfg.normal_type
-        if kind == "pred":
-            return self.normal_network(encoded).view(*points.shape[:-1], 3)
-        if kind == "analytic":
-            return torch.autograd.grad(
-                sdf,
-                points,
-                grad_outputs=torch.ones_like(sdf),
-                create_graph=grad_enabled,
-                retain_graph=True,
-            )[0]
-        eps = self.finite_difference_normal_eps
-        offsets = torch.eye(3, dtype=points.dtype, device=points.device) * eps
-        ahead = self._neighbours(points, offsets)
-        if kind == "finite_difference":
-            return (ahead - sdf) / eps
-        return 0.5 * (ahead - self._neighbours(points, -offsets)) / eps
-
-    def _neighbours(self, points: Tensor, offsets: Float[Tensor, "3 3"]) -> Float[Tensor, "*N 3"]:
-        moved = (points[..., None, :] + offsets).clamp(-self.cfg.radius, self.cfg.radius)
-        return self.forward_sdf(moved)[..., 0]
 
     def forward_sdf(self, points: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 1"]:
         """Return the distance alone."""
@@ -254,7 +188,4 @@ class ImplicitSDF(BaseImplicitGeometry):
 
     def export(self, points: Float[Tensor, "*N 3"], **kwargs: Any) -> dict[str, Tensor]:
         """Return the features at surface points, or nothing without a feature network."""
-        if self.cfg.n_feature_dims == 0:
-            return {}
-        features = self.feature_network(self._encode(points))
-        return {"features": features.view(*points.shape[:-1], self.cfg.n_feature_dims)}
+        return self._features(points, self._encode(points))

@@ -1,7 +1,7 @@
 """A density field on an encoding of position (and of time, where the encoding takes it)."""
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 import threestudio
-from threestudio.models.geometry.base import (
-    BaseGeometry,
-    BaseImplicitGeometry,
-    contract_to_unisphere,
-)
-from threestudio.models.networks import get_encoding, get_mlp
+from threestudio.models.geometry.base import BaseGeometry, contract_to_unisphere
+from threestudio.models.geometry.encoded_geometry import EncodedGeometry
+from threestudio.models.geometry.field_gradient import differentiable
 from threestudio.utils.ops import get_activation
 
-NORMAL_TYPES = ("finite_difference", "finite_difference_laplacian", "pred", "analytic")
 ANNEAL_KEYS = ("min_anneal_step", "max_anneal_step", "start_val", "end_val")
 
 
 @threestudio.register("implicit-volume")
-class ImplicitVolume(BaseImplicitGeometry):
+class ImplicitVolume(EncodedGeometry):
     """density = activation(MLP(encoding(x)) + bias(x)); features come from a second MLP.
 
     The bias is a blob at the origin that gives the optimisation somewhere to begin:
@@ -31,11 +27,7 @@ class ImplicitVolume(BaseImplicitGeometry):
     """
 
     @dataclass
-    class Config(BaseImplicitGeometry.Config):
-        n_input_dims: int = 3
-        """Coordinates of a point."""
-        n_feature_dims: int = 3
-        """Channels handed to the material; 0 builds no feature network."""
+    class Config(EncodedGeometry.Config):
         density_activation: str | None = "softplus"
         """Activation of the biased density."""
         density_bias: float | str = "blob_magic3d"
@@ -44,29 +36,6 @@ class ImplicitVolume(BaseImplicitGeometry):
         """Height of the blob."""
         density_blob_std: float = 0.5
         """Width of the blob in world units."""
-        pos_encoding_config: dict[str, Any] = field(
-            default_factory=lambda: {
-                "otype": "HashGrid",
-                "n_levels": 16,
-                "n_features_per_level": 2,
-                "log2_hashmap_size": 19,
-                "base_resolution": 16,
-                "per_level_scale": 1.447269237440378,
-            }
-        )
-        """Encoding of the position in [0, 1]^3."""
-        mlp_network_config: dict[str, Any] = field(
-            default_factory=lambda: {
-                "otype": "VanillaMLP",
-                "activation": "ReLU",
-                "output_activation": "none",
-                "n_neurons": 64,
-                "n_hidden_layers": 1,
-            }
-        )
-        """Networks of density, features and predicted normals."""
-        normal_type: str | None = "finite_difference"
-        """finite_difference, finite_difference_laplacian, pred, analytic or None."""
         finite_difference_normal_eps: float = 0.01
         """Step of the finite differences in world units."""
         isosurface_threshold: Any = 25.0
@@ -78,25 +47,14 @@ class ImplicitVolume(BaseImplicitGeometry):
 
     def configure(self) -> None:
         super().configure()
-        if self.cfg.normal_type is not None and self.cfg.normal_type not in NORMAL_TYPES:
-            raise ValueError(
-                f"normal_type is {self.cfg.normal_type!r}; expected one of "
-                f"{', '.join(NORMAL_TYPES)} or null."
-            )
         self.density_blob_std = float(self.cfg.density_blob_std)
         self._check_anneal_config()
         self._anneal_step: int | None = None
-        self.encoding = get_encoding(self.cfg.n_input_dims, self.cfg.pos_encoding_config)
-        n_encoded = self.encoding.n_output_dims
-        network_config = self.cfg.mlp_network_config
-        self.density_network = get_mlp(n_encoded, 1, network_config)
-        if self.cfg.n_feature_dims > 0:
-            self.feature_network = get_mlp(n_encoded, self.cfg.n_feature_dims, network_config)
-        if self.cfg.normal_type == "pred":
-            self.normal_network = get_mlp(n_encoded, 3, network_config)
-        self._encoding_takes_times = "frame_times" in inspect.signature(
-            self.encoding.forward
-        ).parameters
+        self.density_network = self._network(1)
+        self._build_heads()
+        self._encoding_takes_times = (
+            "frame_times" in inspect.signature(self.encoding.forward).parameters
+        )
         inner = getattr(self.encoding, "encoding", self.encoding)
         self._encoding_displaces = "out_all" in inspect.signature(inner.forward).parameters
 
@@ -191,27 +149,19 @@ class ImplicitVolume(BaseImplicitGeometry):
             ``[*N, 3]``, unit length, pointing out of the object (down the density); displacement
             ``[*N, 3]`` where the encoding moves points, in units of the unit cube.
         """
-        grad_enabled = torch.is_grad_enabled()
-        if output_normal and self.cfg.normal_type == "analytic":
-            # Evaluation runs without gradients, but the normal is one.
-            torch.set_grad_enabled(True)
-            points = points if points.requires_grad else points.detach().requires_grad_(True)
-        try:
+        keeps_graph = torch.is_grad_enabled()
+        is_analytic = output_normal and self.cfg.normal_type == "analytic"
+        with differentiable(points, is_analytic) as points:
             encoded, displacement = self._encode_with_displacement(points, frame_times)
             density = self.density_network(encoded).view(*points.shape[:-1], 1)
             _, density = self.get_activated_density(points, density)
-            output = {"density": density}
+            output = {"density": density, **self._features(points, encoded)}
             if displacement is not None:
                 output["displacement"] = displacement.view(*points.shape[:-1], 3)
-            if self.cfg.n_feature_dims > 0:
-                features = self.feature_network(encoded)
-                output["features"] = features.view(*points.shape[:-1], self.cfg.n_feature_dims)
             if output_normal and self.cfg.normal_type is not None:
-                normal = self._normal(points, density, encoded, frame_times, grad_enabled)
+                normal = self._normal(points, density, encoded, frame_times, keeps_graph)
                 output.update(normal=normal, shading_normal=normal)
-        finally:
-            torch.set_grad_enabled(grad_enabled)
-        if not grad_enabled:
+        if not keeps_graph:
             output = {key: value.detach() for key, value in output.items()}
         return output
 
@@ -221,43 +171,19 @@ class ImplicitVolume(BaseImplicitGeometry):
         density: Float[Tensor, "*N 1"],
         encoded: Float[Tensor, "n_points Ne"],
         frame_times: Float[Tensor, "*N"] | None,
-        grad_enabled: bool,
+        keeps_graph: bool,
     ) -> Float[Tensor, "*N 3"]:
-        kind = self.cfg.normal_type
-        if kind == "pred":
-            normal = self.normal_network(encoded).view(*points.shape[:-1], 3)
-        elif kind == "analytic":
-            normal = -torch.autograd.grad(
-                density,
-                points,
-                grad_outputs=torch.ones_like(density),
-                create_graph=grad_enabled,
-                retain_graph=True,
-            )[0]
-        else:
-            normal = self._finite_difference(points, density, frame_times)
-        return F.normalize(normal, dim=-1)
+        if self.cfg.normal_type == "pred":
+            return F.normalize(self._predicted_normal(points, encoded), dim=-1)
 
-    def _finite_difference(
-        self,
-        points: Float[Tensor, "*N 3"],
-        density: Float[Tensor, "*N 1"],
-        frame_times: Float[Tensor, "*N"] | None,
-    ) -> Float[Tensor, "*N 3"]:
+        def density_at(moved: Float[Tensor, "*N k 3"]) -> Float[Tensor, "*N k 1"]:
+            times = None
+            if frame_times is not None:
+                times = frame_times.reshape(*points.shape[:-1], 1).expand(moved.shape[:-1])
+            return self.forward_density(moved, times)
+
         eps = self.cfg.finite_difference_normal_eps
-        offsets = torch.eye(3, dtype=points.dtype, device=points.device) * eps
-        central = self.cfg.normal_type == "finite_difference_laplacian"
-        if central:
-            offsets = torch.cat([offsets, -offsets])
-        shifted = points[..., None, :] + offsets
-        shifted = shifted.clamp(-self.cfg.radius, self.cfg.radius)
-        times = None
-        if frame_times is not None:
-            times = frame_times.reshape(*points.shape[:-1], 1).expand(shifted.shape[:-1])
-        values = self.forward_density(shifted, times)[..., 0]
-        if central:
-            return -0.5 * (values[..., :3] - values[..., 3:]) / eps
-        return -(values - density) / eps
+        return F.normalize(-self._slope(density_at, points, density, eps, keeps_graph), dim=-1)
 
     def forward_density(
         self, points: Float[Tensor, "*N 3"], frame_times: Float[Tensor, "*N"] | None = None
@@ -286,10 +212,7 @@ class ImplicitVolume(BaseImplicitGeometry):
         **kwargs: Any,
     ) -> dict[str, Tensor]:
         """Return the features at surface points, or nothing without a feature network."""
-        if self.cfg.n_feature_dims == 0:
-            return {}
-        features = self.feature_network(self._encode(points, frame_times))
-        return {"features": features.view(*points.shape[:-1], self.cfg.n_feature_dims)}
+        return self._features(points, self._encode(points, frame_times))
 
     @staticmethod
     def create_from(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import threestudio
 from threestudio.models.geometry.base import BaseImplicitGeometry, contract_to_unisphere
+from threestudio.models.geometry.field_gradient import check_normal_type, finite_difference
 from threestudio.utils.ops import get_activation
 
 NORMAL_TYPES = ("finite_difference", "finite_difference_laplacian", "pred")
@@ -59,11 +60,7 @@ class VolumeGrid(BaseImplicitGeometry):
                 f"grid_size is {size}; expected three positive numbers of cells, such as "
                 "[100, 100, 100]."
             )
-        if self.cfg.normal_type is not None and self.cfg.normal_type not in NORMAL_TYPES:
-            raise ValueError(
-                f"normal_type is {self.cfg.normal_type!r}; expected one of "
-                f"{', '.join(NORMAL_TYPES)} or null."
-            )
+        check_normal_type(self.cfg.normal_type, NORMAL_TYPES)
         bias = self.cfg.density_bias
         if bias != "blob" and not isinstance(bias, (int, float)):
             raise ValueError(f"density_bias is {bias!r}; expected blob or a number.")
@@ -120,20 +117,13 @@ class VolumeGrid(BaseImplicitGeometry):
             if self.cfg.normal_type == "pred":
                 normal = self.get_trilinear_feature(points, self.normal_grid)
             else:
-                normal = self._finite_difference(points, density)
+                is_central = self.cfg.normal_type == "finite_difference_laplacian"
+                normal = -finite_difference(
+                    self.forward_density, points, density, NORMAL_EPS, is_central
+                )
             normal = F.normalize(normal, dim=-1)
             output.update(normal=normal, shading_normal=normal)
         return output
-
-    def _finite_difference(
-        self, points: Float[Tensor, "*N 3"], density: Float[Tensor, "*N 1"]
-    ) -> Float[Tensor, "*N 3"]:
-        offsets = torch.eye(3, dtype=points.dtype, device=points.device) * NORMAL_EPS
-        ahead = self.forward_density(points[..., None, :] + offsets)[..., 0]
-        if self.cfg.normal_type == "finite_difference":
-            return -(ahead - density) / NORMAL_EPS
-        behind = self.forward_density(points[..., None, :] - offsets)[..., 0]
-        return -0.5 * (ahead - behind) / NORMAL_EPS
 
     def forward_density(self, points: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 1"]:
         """Return the density alone."""
