@@ -4,7 +4,7 @@ Shapes: ``B H W`` the image batch; block (i, j) of Y x X holds the pixels [:, i:
 image of the whole view, so that all blocks meet about equally many samples.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import threestudio
@@ -13,15 +13,15 @@ from jaxtyping import Float, Int
 from threestudio.models.background.base import BaseBackground, background_of_batch
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.materials.base import BaseMaterial
-from threestudio.models.renderers.base import VolumeRenderer
 from threestudio.models.renderers.nerf_volume_renderer import NeRFVolumeRenderer
+from threestudio.models.renderers.wrapper_renderer import WrapperRenderer
 from torch import Tensor
 
 from .mask_nerf_volume_renderer import MaskNerfVolumeRenderer
 
 
 @threestudio.register("stable-nerf-volume-renderer")
-class StableNerfVolumeRenderer(VolumeRenderer):
+class StableNerfVolumeRenderer(WrapperRenderer):
     """Renders training images block by block with another renderer, evaluation images at once.
 
     The images are those of the base renderer: jitter and background are drawn for whole images.
@@ -31,11 +31,9 @@ class StableNerfVolumeRenderer(VolumeRenderer):
     """
 
     @dataclass
-    class Config(VolumeRenderer.Config):
+    class Config(WrapperRenderer.Config):
         base_renderer_type: str = "mask-nerf-volume-renderer"
         """Registered name of the renderer of the blocks."""
-        base_renderer: dict = field(default_factory=dict)
-        """Its configuration."""
         mode: str = "interval"
         """How an image is cut; only "interval"."""
         block_nums: Any = (3, 3)
@@ -54,7 +52,6 @@ class StableNerfVolumeRenderer(VolumeRenderer):
         material: BaseMaterial,
         background: BaseBackground,
     ) -> None:
-        # Not the base class's: box and parts are those of the base renderer.
         if self.cfg.mode != "interval":
             raise ValueError(f"mode is {self.cfg.mode!r}; expected 'interval', the only one.")
         blocks = [int(number) for number in self.cfg.block_nums]
@@ -62,32 +59,16 @@ class StableNerfVolumeRenderer(VolumeRenderer):
             raise ValueError(
                 f"block_nums is {blocks}; expected two positive numbers, such as [3, 3]."
             )
-        if not self.cfg.base_renderer_type:
-            raise ValueError(
-                "base_renderer_type is empty; expected a renderer's name, such as "
-                "'mask-nerf-volume-renderer'."
-            )
         self._block_nums = blocks[0], blocks[1]
-        base_cfg = dict(self.cfg.base_renderer)
-        for name in ("radius", "num_samples_per_ray"):
-            if getattr(self.cfg, name) is not None:
-                base_cfg[name] = getattr(self.cfg, name)
-        # `Updateable` finds it by its name, so its occupancy needs no call from here.
-        self.base_renderer = threestudio.find(self.cfg.base_renderer_type)(
-            base_cfg, geometry=geometry, material=material, background=background
-        )
+        super().configure(geometry, material, background)
+
+    def base_config(self) -> dict[str, Any]:
+        """Return the base renderer's configuration with the keys that this one replaces."""
+        replaced = {name: getattr(self.cfg, name) for name in ("radius", "num_samples_per_ray")}
+        given = {name: value for name, value in replaced.items() if value is not None}
+        return {**self.cfg.base_renderer, **given}
 
     # The base renderer's state under the base renderer's names
-
-    @property
-    def sub_modules(self) -> Any:
-        """Geometry, material and background, which the base renderer borrows."""
-        return self.base_renderer.sub_modules
-
-    @property
-    def bbox(self) -> Float[Tensor, "2 3"]:
-        """The scene's box."""
-        return self.base_renderer.bbox
 
     @property
     def estimator(self) -> Any:

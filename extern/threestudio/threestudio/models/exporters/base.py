@@ -8,6 +8,7 @@ import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.scene_parts import BorrowsSceneParts, SceneParts
 from threestudio.utils.base import BaseObject
 
 
@@ -20,7 +21,7 @@ class ExporterOutput:
     params: dict[str, Any]
 
 
-class Exporter(BaseObject):
+class Exporter(BorrowsSceneParts, BaseObject):
     """Turns a trained scene into files."""
 
     @dataclass
@@ -36,25 +37,7 @@ class Exporter(BaseObject):
         material: BaseMaterial,
         background: BaseBackground,
     ) -> None:
-        @dataclass
-        class SubModules:
-            geometry: BaseImplicitGeometry
-            material: BaseMaterial
-            background: BaseBackground
-
-        self.sub_modules = SubModules(geometry, material, background)
-
-    @property
-    def geometry(self) -> BaseImplicitGeometry:
-        return self.sub_modules.geometry
-
-    @property
-    def material(self) -> BaseMaterial:
-        return self.sub_modules.material
-
-    @property
-    def background(self) -> BaseBackground:
-        return self.sub_modules.background
+        self.sub_modules = SceneParts(geometry, material, background)
 
     def attach(self, system: Any) -> None:
         """Called once, before the views: for exporters that need more than the three parts."""

@@ -1,8 +1,4 @@
-"""Base classes of renderers.
-
-A renderer borrows geometry, material and background: they belong to the system, which trains and
-saves them, so they are deliberately not submodules here.
-"""
+"""Base classes of renderers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +10,11 @@ from torch import Tensor
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.scene_parts import BorrowsSceneParts, SceneParts
 from threestudio.utils.base import BaseModule
 
 
-class Renderer(BaseModule):
+class Renderer(BorrowsSceneParts, BaseModule):
     """Turns rays (or cameras) into images of a geometry with a material before a background."""
 
     @dataclass
@@ -33,13 +30,7 @@ class Renderer(BaseModule):
         material: BaseMaterial,
         background: BaseBackground,
     ) -> None:
-        @dataclass
-        class SubModules:
-            geometry: BaseImplicitGeometry
-            material: BaseMaterial
-            background: BaseBackground
-
-        self.sub_modules = SubModules(geometry, material, background)
+        self.sub_modules = SceneParts(geometry, material, background)
         radius = float(self.cfg.radius)
         self.bbox: Float[Tensor, "2 3"]
         self.register_buffer("bbox", torch.tensor([[-radius] * 3, [radius] * 3]))
@@ -47,18 +38,6 @@ class Renderer(BaseModule):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Render; see the subclass for arguments and outputs."""
         raise NotImplementedError
-
-    @property
-    def geometry(self) -> BaseImplicitGeometry:
-        return self.sub_modules.geometry
-
-    @property
-    def material(self) -> BaseMaterial:
-        return self.sub_modules.material
-
-    @property
-    def background(self) -> BaseBackground:
-        return self.sub_modules.background
 
     def set_geometry(self, geometry: BaseImplicitGeometry) -> None:
         """Render another geometry from now on."""

@@ -3,7 +3,7 @@
 Shapes: ``B H W`` the image batch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,25 +15,21 @@ import threestudio
 from threestudio.models.background.base import BaseBackground
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.materials.base import BaseMaterial
-from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.models.renderers.wrapper_renderer import WrapperRenderer
 from threestudio.utils.rng import generator
 
 
 @threestudio.register("patch-renderer")
-class PatchRenderer(VolumeRenderer):
+class PatchRenderer(WrapperRenderer):
     """Renders every n-th ray, enlarges that to the whole image, and puts one sharp patch into it.
 
     Evaluation images are rendered whole.
     """
 
     @dataclass
-    class Config(VolumeRenderer.Config):
+    class Config(WrapperRenderer.Config):
         patch_size: int = 128
         """Edge of the patch in pixels; at most the image's."""
-        base_renderer_type: str = ""
-        """Registered name of the renderer of both."""
-        base_renderer: dict = field(default_factory=dict)
-        """Its configuration."""
         global_detach: bool = False
         """Let no gradient pass through what is outside the patch."""
         global_downsample: int = 4
@@ -52,29 +48,11 @@ class PatchRenderer(VolumeRenderer):
         Raises:
             ValueError: a value of the configuration cannot work.
         """
-        if not self.cfg.base_renderer_type:
-            raise ValueError(
-                "base_renderer_type is empty; expected a renderer's name, such as "
-                "'nerf-volume-renderer'."
-            )
         for key in ("patch_size", "global_downsample"):
             if self.cfg[key] < 1:
                 raise ValueError(f"{key} is {self.cfg[key]}; expected a positive number of pixels.")
-        # `Updateable` finds it by its name, so its occupancy needs no call from here.
-        self.base_renderer = threestudio.find(self.cfg.base_renderer_type)(
-            self.cfg.base_renderer, geometry=geometry, material=material, background=background
-        )
+        super().configure(geometry, material, background)
         self._step = 0
-
-    @property
-    def sub_modules(self) -> Any:
-        """Geometry, material and background, which the base renderer borrows."""
-        return self.base_renderer.sub_modules
-
-    @property
-    def bbox(self) -> Float[Tensor, "2 3"]:
-        """The scene's box."""
-        return self.base_renderer.bbox
 
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self._step = global_step
