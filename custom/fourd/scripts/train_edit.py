@@ -34,12 +34,20 @@ from .embedded_training import (
     restore,
     train,
 )
-from .world_edits import NUM_VIEWS, EditGroups, draw_pair, load_edit_groups
+from .world_edits import (
+    ANCHORED_LOOK_EDITS,
+    LOOK_EDITS,
+    NUM_VIEWS,
+    EditGroups,
+    draw_pair,
+    load_edit_groups,
+)
 from .world_views import chance, draw, draw_backgrounds
 
-NO_TEXT_SHARE, NO_IMAGE_SHARE = 0.07, 0.07
-"""Of the pairs: without the instruction, and without both, as the guidance's branches ask."""
-ANCHOR_SHARE = 0.4
+NO_TEXT_SHARE, NO_IMAGE_SHARE = 0.05, 0.05
+"""Of the pairs: without the instruction, and without both. InstructPix2Pix also leaves out the
+image alone; no branch of its guidance does, so this small model need not learn that."""
+ANCHOR_SHARE = 0.25
 """Of the steps: frames of a scene edited alike, looking at the first of them. The published model
 never saw that, and is large enough not to mind; this one is small."""
 TIMESTEP_POWER = 0.55
@@ -61,7 +69,7 @@ class EditSource:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         joined = chance(generator, ANCHOR_SHARE)
         mode = draw(generator, ANCHOR_MODES)
-        length = NUM_VIEWS if joined else 1
+        length, looks = (NUM_VIEWS, ANCHORED_LOOK_EDITS) if joined else (1, LOOK_EDITS)
         count = num_groups * NUM_VIEWS // length
         backgrounds = draw_backgrounds(count, generator)
         images, edited, captions, sees = [], [], [], []
@@ -70,7 +78,7 @@ class EditSource:
             part, index = places[int(torch.randint(len(places), (), generator=generator))]
             first = 0 if joined else int(torch.randint(NUM_VIEWS, (), generator=generator))
             views = slice(first, first + length)
-            pair = draw_pair(part, index, views, backgrounds[number], generator)
+            pair = draw_pair(part, index, views, backgrounds[number], generator, looks)
             dropped = float(torch.rand((), generator=generator))
             images.append(pair.images)
             edited.append(pair.edited)

@@ -32,6 +32,8 @@ GEOMETRY_EDITS = (("shape", 0.50), ("material", 0.22), ("size", 0.13), ("none", 
 """What differs between the layers before and after, and the share of the groups."""
 LOOK_EDITS = (("colour", 0.50), ("style", 0.26), ("random colour", 0.12), ("palette", 0.12))
 """What is edited where the layers do not differ."""
+ANCHORED_LOOK_EDITS = (("colour", 0.28), ("style", 0.22), ("random colour", 0.25), ("palette", 0.25))
+"""The same where frames look at an anchor: only edits with several answers need to."""
 LOOK_SHARE = 0.45
 """Of the groups whose layers differ: used for an edit of the look, with the layers before."""
 COLOUR_TOO_SHARE, RANDOM_TEXTURE_SHARE, SYNONYM_SHARE = 0.15, 0.30, 0.25
@@ -119,15 +121,25 @@ def _cameras(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def draw_pair(
-    groups: EditGroups, index: int, views: slice, background: Tensor, generator: torch.Generator
+    groups: EditGroups,
+    index: int,
+    views: slice,
+    background: Tensor,
+    generator: torch.Generator,
+    looks: tuple[tuple[str, float], ...] = LOOK_EDITS,
 ) -> EditPair:
     """An edit of a group's frames; drawn again until it is none of the held-out ones.
+
+    Args:
+        views: which frames of the group.
+        background: colour in [0, 1] behind all of them.
+        looks: kinds of edits that leave geometry as it is, and their shares.
 
     Raises:
         RuntimeError: no edit was found in `ATTEMPTS` draws.
     """
     for _ in range(ATTEMPTS):
-        drawn = _draw_edit(groups.before[index], groups.after[index], generator)
+        drawn = _draw_edit(groups.before[index], groups.after[index], generator, looks)
         if drawn is None:
             continue
         instruction, before, after, which = drawn
@@ -145,7 +157,10 @@ def draw_pair(
 
 
 def _draw_edit(
-    before: WorldScene, after: WorldScene, generator: torch.Generator
+    before: WorldScene,
+    after: WorldScene,
+    generator: torch.Generator,
+    kinds: tuple[tuple[str, float], ...],
 ) -> tuple[Instruction, WorldScene, EditedScene, int] | None:
     """Instruction, scene, edited scene, and which layers show it; None where the draw fails."""
     objects = tuple(
@@ -155,8 +170,10 @@ def _draw_edit(
     scene = replace(before, objects=objects)
     differs = before != after
     looks = not differs or chance(generator, LOOK_SHARE)
-    make = _draw_look if looks else _draw_geometry
-    instruction = make(scene, after, generator)
+    if looks:
+        instruction = _draw_look(scene, kinds, generator)
+    else:
+        instruction = _draw_geometry(scene, after, generator)
     if instruction is None:
         return None
     answers = instruction.answers(scene)
@@ -169,9 +186,9 @@ def _draw_edit(
 
 
 def _draw_look(
-    scene: WorldScene, after: WorldScene, generator: torch.Generator
+    scene: WorldScene, kinds: tuple[tuple[str, float], ...], generator: torch.Generator
 ) -> Instruction | None:
-    kind = draw_kind(generator, LOOK_EDITS)
+    kind = draw_kind(generator, kinds)
     if kind == "style":
         return Instruction(style=draw(generator, sorted(set(STYLE_WORDS.values()))))
     if kind == "palette":

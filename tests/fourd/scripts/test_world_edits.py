@@ -5,6 +5,7 @@ import torch
 
 from custom.fourd.scripts.make_family import vocabulary
 from custom.fourd.scripts.world_edits import (
+    ANCHORED_LOOK_EDITS,
     GEOMETRY_EDITS,
     LOOK_EDITS,
     NUM_VIEWS,
@@ -29,12 +30,12 @@ def groups():
     return [render_edit_groups(8, count, g, size_px=8) for count in (1, 2)]
 
 
-def pairs(groups, count, views=slice(0, 1)):
+def pairs(groups, count, views=slice(0, 1), looks=LOOK_EDITS):
     g, white = generator(5), torch.ones(3)
     for number in range(count):
         part = groups[number % 2]
         index = number // 2 % len(part.before)
-        yield part, index, draw_pair(part, index, views, white, g)
+        yield part, index, draw_pair(part, index, views, white, g, looks)
 
 
 def test_sentences_mean_the_edit_that_the_images_show(groups):
@@ -91,13 +92,21 @@ def test_groups_differ_in_one_thing_of_one_object():
     assert seen == {kind for kind, _ in GEOMETRY_EDITS}
 
 
-@pytest.mark.parametrize("shares", [GEOMETRY_EDITS, LOOK_EDITS])
+@pytest.mark.parametrize("shares", [GEOMETRY_EDITS, LOOK_EDITS, ANCHORED_LOOK_EDITS])
 def test_kinds_come_in_their_shares(shares):
     assert sum(share for _, share in shares) == pytest.approx(1.0)
     g = generator(1)
     drawn = [draw_kind(g, shares) for _ in range(400)]
     for kind, share in shares:
         assert drawn.count(kind) / 400 == pytest.approx(share, abs=0.08)
+
+
+def test_frames_with_an_anchor_see_edits_of_several_answers_twice_as_often(groups):
+    def share(looks):
+        told = [pair.instruction for _, _, pair in pairs(groups, 200, looks=looks)]
+        return sum(" random " in sentence for sentence in told) / 200
+
+    assert share(ANCHORED_LOOK_EDITS) > 1.5 * share(LOOK_EDITS) > 0.1
 
 
 def test_groups_survive_the_disk(groups, tmp_path):
