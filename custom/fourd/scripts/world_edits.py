@@ -32,7 +32,12 @@ GEOMETRY_EDITS = (("shape", 0.50), ("material", 0.22), ("size", 0.13), ("none", 
 """What differs between the layers before and after, and the share of the groups."""
 LOOK_EDITS = (("colour", 0.50), ("style", 0.26), ("random colour", 0.12), ("palette", 0.12))
 """What is edited where the layers do not differ."""
-ANCHORED_LOOK_EDITS = (("colour", 0.28), ("style", 0.22), ("random colour", 0.25), ("palette", 0.25))
+ANCHORED_LOOK_EDITS = (
+    ("colour", 0.28),
+    ("style", 0.22),
+    ("random colour", 0.25),
+    ("palette", 0.25),
+)
 """The same where frames look at an anchor: only edits with several answers need to."""
 LOOK_SHARE = 0.45
 """Of the groups whose layers differ: used for an edit of the look, with the layers before."""
