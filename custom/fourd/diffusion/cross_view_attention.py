@@ -33,8 +33,11 @@ class CrossViewAttnProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
+        kv_context: object = None,
         **_: object,
     ) -> Float[Tensor, "bn l c"]:
+        # `kv_context` is for the cross-attentions (`layer_contexts`); naming it here tells
+        # diffusers that the argument is known.
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError("CrossViewAttnProcessor is for unmasked self-attention only.")
         images, tokens, channels = hidden_states.shape

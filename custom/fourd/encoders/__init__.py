@@ -1,0 +1,1 @@
+"""Encodings of time, view and diffusion schedule."""
