@@ -12,12 +12,11 @@ import threestudio
 import torch
 from jaxtyping import Float, Int
 from threestudio.models.guidance.base import PRIOR_COMPONENTS, DiffusionGuidance
-from threestudio.models.guidance.latent_images import encode_images, latent_size, resize_images
+from threestudio.models.guidance.latent_images import encode_renders
 from threestudio.models.guidance.score_distillation import (
     add_noise,
     diffusion_scales,
     rescale_denoised,
-    score_distillation_loss,
     sds_weight,
     split_prediction,
     weighted_residual,
@@ -155,24 +154,19 @@ class MultiviewDiffusionGuidance(DiffusionGuidance):
         noise = self.draw_noise("mv-noise", tuple(latents.shape))
         camera = self.camera_vectors(c2w, fovy)
         gradient = self.gradient(latents.detach(), noise, timesteps, text_embeddings, camera)
-        loss, used = score_distillation_loss(latents, gradient, self.grad_clip_val)
-        return {
-            "loss_sds": loss,
-            "grad_norm": used.norm(),
-            "min_step": self.min_step,
-            "max_step": self.max_step,
-        }
+        return self.distillation("loss_sds", latents, gradient)
 
     def encode(
         self, rgb: Float[Tensor, "B H W C"], rgb_as_latents: bool = False
     ) -> Float[Tensor, "B c h w"]:
         """Return scaled latents of images in [0, 1], or latents resized; differentiable."""
-        images = rgb.permute(0, 3, 1, 2).float()
-        if rgb_as_latents:
-            size = latent_size(self.vae, self.image_size)
-            return resize_images(images, (size, size))
-        images = resize_images(images, (self.image_size, self.image_size))
-        return encode_images(self.vae, images, lambda shape: self.draw_noise("mv-posterior", shape))
+        return encode_renders(
+            self.vae,
+            rgb,
+            self.image_size,
+            lambda shape: self.draw_noise("mv-posterior", shape),
+            rgb_as_latents,
+        )
 
     def camera_vectors(
         self, c2w: Float[Tensor, "B 4 4"], fovy: Float[Tensor, "B"] | None

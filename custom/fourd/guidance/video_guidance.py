@@ -25,7 +25,6 @@ from threestudio.models.guidance.score_distillation import (
     amplify_motion,
     diffusion_scales,
     rescale_denoised,
-    score_distillation_loss,
     sds_weight,
     split_prediction,
     weighted_residual,
@@ -196,13 +195,7 @@ class VideoDiffusionGuidance(DiffusionGuidance):
             timesteps = torch.as_tensor(timestep, device=self.device).expand(clips)
         noise = self.draw_noise("video-noise", tuple(latents.shape))
         gradient = self.gradient(latents.detach(), noise, timesteps, text_embeddings, cameras)
-        loss, used = score_distillation_loss(latents, gradient, self.grad_clip_val)
-        return {
-            "loss_sds_video": loss,
-            "grad_norm": used.norm(),
-            "min_step": self.min_step,
-            "max_step": self.max_step,
-        }
+        return self.distillation("loss_sds_video", latents, gradient)
 
     def setup_schedule(self, schedule: NoiseSchedule | FlowSchedule) -> None:
         """See `DiffusionGuidance.setup_schedule`; also refuses keys for what is not provided."""

@@ -45,6 +45,19 @@ def test_impossible_ranges_are_refused(low, high):
         ScheduleOnly({"min_step_percent": low, "max_step_percent": high})
 
 
+def test_the_answer_is_the_loss_with_the_clipped_gradient_and_the_range_of_the_step():
+    g = ScheduleOnly({"grad_clip": [0, 10.0, 0.5, 10], "max_step_percent": 0.5})
+    g.update_step(0, 10)
+    latents = torch.zeros(2, 1, requires_grad=True)
+    out = g.distillation("loss_here", latents, torch.tensor([[3.0], [-0.25]]))
+    out["loss_here"].backward()
+    # Clipped to [-0.5, 0.5]; the loss is a mean over the batch of two.
+    torch.testing.assert_close(latents.grad, torch.tensor([[0.5], [-0.25]]) / 2)
+    assert out["grad_norm"].item() == pytest.approx((0.5**2 + 0.25**2) ** 0.5)
+    assert (out["min_step"], out["max_step"]) == (2, 50)
+    assert set(out) == {"loss_here", "grad_norm", "min_step", "max_step"}
+
+
 def test_a_guidance_holds_nothing_that_a_checkpoint_would_take():
     assert not isinstance(ScheduleOnly({}), torch.nn.Module)
 

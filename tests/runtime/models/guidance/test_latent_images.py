@@ -4,6 +4,7 @@ from diffusers import AutoencoderKL
 from threestudio.models.guidance.latent_images import (
     decode_latents,
     encode_images,
+    encode_renders,
     latent_size,
     resize_images,
 )
@@ -61,6 +62,16 @@ def test_gradient_reaches_the_images_as_finite_differences_say(autoencoder):
     assert picture.grad[1, 2, 3, 1].item() == pytest.approx(
         (ahead - behind).item() / 2e-2, rel=1e-2
     )
+
+
+def test_renders_are_resized_to_what_the_model_sees_and_latents_to_its_latents(autoencoder):
+    large = images(size=32)
+    expected = encode_images(autoencoder, resize_images(large, (16, 16)), torch.ones)
+    renders = large.permute(0, 2, 3, 1)
+    torch.testing.assert_close(encode_renders(autoencoder, renders, 16, torch.ones), expected)
+    latents = torch.rand(2, 4, 4, 4)
+    grown = encode_renders(autoencoder, latents.permute(0, 2, 3, 1), 16, None, rgb_as_latents=True)
+    torch.testing.assert_close(grown, resize_images(latents, (8, 8)))
 
 
 def test_decode_undoes_the_scaling_and_clamps(autoencoder):

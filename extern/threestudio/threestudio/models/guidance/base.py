@@ -9,7 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from threestudio.models.guidance.noise_schedule import FlowSchedule, NoiseSchedule
-from threestudio.models.guidance.score_distillation import classifier_free_guidance
+from threestudio.models.guidance.score_distillation import (
+    classifier_free_guidance,
+    score_distillation_loss,
+)
 from threestudio.utils import rng
 from threestudio.utils.base import BaseObject
 from threestudio.utils.misc import C, get_rank
@@ -150,6 +153,31 @@ class DiffusionGuidance(BaseObject):
             return (output if uses_cond else None), output
         cond, uncond = output.chunk(2)
         return cond, classifier_free_guidance(cond, uncond, scale, convention)
+
+    def distillation(
+        self,
+        loss_name: str,
+        latents: Float[Tensor, "b ..."],
+        gradient: Float[Tensor, "b ..."],
+    ) -> dict[str, Any]:
+        """Return what a guidance answers: the loss with this gradient, and facts of the step.
+
+        Args:
+            loss_name: key of the loss.
+            latents: what the loss is differentiable in.
+            gradient: of the loss by the latents, before ``grad_clip``.
+
+        Returns:
+            the loss; ``grad_norm``, a tensor, of the gradient after clipping; ``min_step`` and
+            ``max_step``, the range of timesteps.
+        """
+        loss, used = score_distillation_loss(latents, gradient, self.grad_clip_val)
+        return {
+            loss_name: loss,
+            "grad_norm": used.norm(),
+            "min_step": self.min_step,
+            "max_step": self.max_step,
+        }
 
     def draw_timesteps(self, role: str, batch: int, shared: bool) -> Int[Tensor, "b"]:
         """Draw uniformly from [min_step, max_step] for the current step.

@@ -15,11 +15,7 @@ import threestudio
 from threestudio.models.guidance.image_distillation import ImageDistillation
 from threestudio.models.guidance.latent_images import resize_images
 from threestudio.models.guidance.noise_schedule import noise_schedule
-from threestudio.models.guidance.score_distillation import (
-    score_distillation_loss,
-    sds_weight,
-    weighted_residual,
-)
+from threestudio.models.guidance.score_distillation import sds_weight, weighted_residual
 from threestudio.models.prompt_processors.base import PromptProcessorOutput
 from threestudio.utils.diffusers_folder import load_model, read_config
 from threestudio.utils.pretrained import RequiredModel, resolve_pretrained
@@ -119,13 +115,7 @@ class DeepFloydGuidance(ImageDistillation):
         score = self.score(images, prompt_utils, angles)
         weight = sds_weight(self.cfg.weighting_strategy, score.signal, score.noise_scale)
         gradient = weighted_residual(score.noise_pred, score.noise, weight)
-        loss, used = score_distillation_loss(images, gradient, self.grad_clip_val)
-        out = {
-            "loss_sds": loss,
-            "grad_norm": used.norm(),
-            "min_step": self.min_step,
-            "max_step": self.max_step,
-        }
+        out = self.distillation("loss_sds", images, gradient)
         if guidance_eval:
             out["eval"] = self.pictures(score, prompt_utils, angles)
         return out

@@ -44,6 +44,29 @@ def encode_images(
     return (latents - shift) * scale
 
 
+def encode_renders(
+    autoencoder,
+    rgb: Float[Tensor, "b h w k"],
+    image_size: int,
+    draw_noise: Callable[[tuple[int, ...]], Tensor] | None = None,
+    rgb_as_latents: bool = False,
+) -> Float[Tensor, "b c h2 w2"]:
+    """Return scaled latents of square renders, at the size that a model sees; differentiable.
+
+    Args:
+        autoencoder: as `encode_images` takes it.
+        rgb: images in [0, 1], or latents of the model's channels.
+        image_size: edge of the images that the model sees, pixels.
+        draw_noise: see `encode_images`.
+        rgb_as_latents: ``rgb`` holds latents, which are only resized.
+    """
+    images = rgb.permute(0, 3, 1, 2).float()
+    if rgb_as_latents:
+        size = latent_size(autoencoder, image_size)
+        return resize_images(images, (size, size))
+    return encode_images(autoencoder, resize_images(images, (image_size, image_size)), draw_noise)
+
+
 @torch.no_grad()
 def decode_latents(
     autoencoder, latents: Float[Tensor, "b c *f h w"]

@@ -16,8 +16,7 @@ from threestudio.models.guidance.base import PRIOR_COMPONENTS
 from threestudio.models.guidance.image_distillation import ImageDistillation, ImageScore
 from threestudio.models.guidance.latent_images import (
     decode_latents,
-    encode_images,
-    latent_size,
+    encode_renders,
     resize_images,
 )
 from threestudio.models.guidance.multiview_facts import (
@@ -143,14 +142,13 @@ class StableDiffusionGuidance(ImageDistillation):
 
         Random: the posterior, the noise and one timestep per image, from the step's streams.
         """
-        images = resize_images(rgb.permute(0, 3, 1, 2).float(), (self.image_size, self.image_size))
-        if rgb_as_latents:
-            size = latent_size(self.vae, self.image_size)
-            latents = resize_images(rgb.permute(0, 3, 1, 2).float(), (size, size))
-        else:
-            latents = encode_images(
-                self.vae, images, lambda shape: self.draw_noise("sd-posterior", shape)
-            )
+        latents = encode_renders(
+            self.vae,
+            rgb,
+            self.image_size,
+            lambda shape: self.draw_noise("sd-posterior", shape),
+            rgb_as_latents,
+        )
         angles = (elevation, azimuth, camera_distances)
         labels = self._class_labels(c2w, fovy)
         score = self.score(latents, prompt_utils, angles, labels)
@@ -159,15 +157,9 @@ class StableDiffusionGuidance(ImageDistillation):
         keep = self.cfg.use_sjc and not self.cfg.var_red
         reference = torch.zeros_like(score.noise) if keep else score.noise
         gradient = weighted_residual(score.noise_pred, reference, weight)
-        loss, used = score_distillation_loss(latents, gradient, self.grad_clip_val)
-        out = {
-            "loss_sds": loss,
-            "grad_norm": used.norm(),
-            "min_step": self.min_step,
-            "max_step": self.max_step,
-        }
+        out = self.distillation("loss_sds", latents, gradient)
         if self.cfg.use_img_loss and not rgb_as_latents:
-            out["loss_sds_img"] = self._image_loss(images, score, weight)
+            out["loss_sds_img"] = self._image_loss(rgb, score, weight)
         if guidance_eval:
             out["eval"] = self.pictures(score, prompt_utils, angles, labels)
         return out
@@ -177,8 +169,9 @@ class StableDiffusionGuidance(ImageDistillation):
         return sds_weight(strategy, score.signal, score.noise_scale)
 
     def _image_loss(
-        self, images: Float[Tensor, "B 3 h w"], score: ImageScore, weight: Float[Tensor, "B"]
+        self, rgb: Float[Tensor, "B H W 3"], score: ImageScore, weight: Float[Tensor, "B"]
     ) -> Float[Tensor, ""]:
+        images = resize_images(rgb.permute(0, 3, 1, 2).float(), (self.image_size, self.image_size))
         ratio = (weight * score.signal / score.noise_scale.clamp_min(1e-8)).view(-1, 1, 1, 1)
         pull = ratio * (images.detach() - decode_latents(self.vae, score.denoised))
         return score_distillation_loss(images, pull, self.grad_clip_val)[0]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import threestudio
 from threestudio.models.guidance.base import PRIOR_COMPONENTS, DiffusionGuidance
-from threestudio.models.guidance.latent_images import encode_images, latent_size, resize_images
+from threestudio.models.guidance.latent_images import encode_renders
 from threestudio.models.guidance.multiview_facts import (
     camera_vector_function,
     read_multiview_facts,
@@ -25,7 +25,6 @@ from threestudio.models.guidance.score_distillation import (
     add_noise,
     diffusion_scales,
     prediction_target,
-    score_distillation_loss,
     sds_weight,
     weighted_residual,
 )
@@ -279,13 +278,7 @@ class StableDiffusionVSDGuidance(BaseModule, DiffusionGuidance):
             )
             plain_text = prompt_utils.get_text_embeddings(*angles, False)
             gradient = self.gradient(latents, prior_text, plain_text, vectors, camera)
-        loss, used = score_distillation_loss(latents, gradient, self.grad_clip_val)
-        out = {
-            "loss_vsd": loss,
-            "grad_norm": used.norm(),
-            "min_step": self.min_step,
-            "max_step": self.max_step,
-        }
+        out = self.distillation("loss_vsd", latents, gradient)
         if camera is not None:
             text = plain_text[: len(latents)]
             out["loss_lora"] = self.lora_loss(latents.detach(), text, vectors, camera)
@@ -295,13 +288,12 @@ class StableDiffusionVSDGuidance(BaseModule, DiffusionGuidance):
         self, rgb: Float[Tensor, "B H W C"], rgb_as_latents: bool = False
     ) -> Float[Tensor, "B c h w"]:
         """Return scaled latents of images in [0, 1], or latents resized; differentiable."""
-        images = rgb.permute(0, 3, 1, 2).float()
-        if rgb_as_latents:
-            size = latent_size(self.vae, self.image_size)
-            return resize_images(images, (size, size))
-        images = resize_images(images, (self.image_size, self.image_size))
-        return encode_images(
-            self.vae, images, lambda shape: self.draw_noise("vsd-posterior", shape)
+        return encode_renders(
+            self.vae,
+            rgb,
+            self.image_size,
+            lambda shape: self.draw_noise("vsd-posterior", shape),
+            rgb_as_latents,
         )
 
     @torch.no_grad()
