@@ -156,34 +156,13 @@ def unet_config(state: Mapping[str, Tensor], sample_size: int = 32) -> dict[str,
     """Read the arguments of `UNet2DConditionModel` off an ldm U-Net's tensors."""
     state = without_prefix(state, UNET_PREFIX)
     layers = layers_per_block(state)
-    channels, attends = [], []
-    block = 0
-    while f"input_blocks.{1 + block * (layers + 1)}.0.in_layers.2.weight" in state:
-        first = 1 + block * (layers + 1)
-        channels.append(state[f"input_blocks.{first}.0.in_layers.2.weight"].shape[0])
-        attends.append(f"input_blocks.{first}.1.proj_in.weight" in state)
-        block += 1
-    text = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    config = common_unet_config(state, layers, "2D", sample_size)
     is_linear = state["middle_block.1.proj_in.weight"].ndim == 2
-    heads = tuple(max(width // _HEAD_WIDTH, 1) for width in channels)
-    config = {
-        "sample_size": sample_size,
-        "in_channels": state["input_blocks.0.0.weight"].shape[1],
-        "out_channels": state["out.2.weight"].shape[0],
-        "block_out_channels": tuple(channels),
-        "layers_per_block": layers,
-        "down_block_types": tuple(
-            "CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attends
-        ),
-        "up_block_types": tuple(
-            "CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attends)
-        ),
-        "cross_attention_dim": state[text].shape[1],
+    heads = tuple(max(width // _HEAD_WIDTH, 1) for width in config["block_out_channels"])
+    config |= {
         # diffusers' name of the number of heads.
         "attention_head_dim": heads if is_linear else _SD_1_HEADS,
-        "norm_num_groups": min(_NORM_GROUPS, channels[0]),
         "use_linear_projection": is_linear,
-        "norm_eps": 1e-5,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
     }
@@ -191,6 +170,37 @@ def unet_config(state: Mapping[str, Tensor], sample_size: int = 32) -> dict[str,
         config["class_embed_type"] = "projection"
         config["projection_class_embeddings_input_dim"] = state["camera_embed.0.weight"].shape[1]
     return config
+
+
+def common_unet_config(
+    state: Mapping[str, Tensor], layers: int, kind: str, sample_size: int
+) -> dict[str, Any]:
+    """Read off the tensors what the U-Nets of images and of clips have in common.
+
+    Args:
+        state: an ldm U-Net, prefix removed.
+        layers: residual blocks of each resolution.
+        kind: "2D" or "3D", the end of diffusers' names of the blocks.
+        sample_size: edge of the latents; the tensors do not tell it.
+    """
+    channels, attends = [], []
+    while f"input_blocks.{1 + len(channels) * (layers + 1)}.0.in_layers.2.weight" in state:
+        first = f"input_blocks.{1 + len(channels) * (layers + 1)}"
+        attends.append("CrossAttn" if f"{first}.1.proj_in.weight" in state else "")
+        channels.append(state[f"{first}.0.in_layers.2.weight"].shape[0])
+    text = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    return {
+        "sample_size": sample_size,
+        "in_channels": state["input_blocks.0.0.weight"].shape[1],
+        "out_channels": state["out.2.weight"].shape[0],
+        "block_out_channels": tuple(channels),
+        "layers_per_block": layers,
+        "down_block_types": tuple(f"{prefix}DownBlock{kind}" for prefix in attends),
+        "up_block_types": tuple(f"{prefix}UpBlock{kind}" for prefix in reversed(attends)),
+        "cross_attention_dim": state[text].shape[1],
+        "norm_num_groups": min(_NORM_GROUPS, channels[0]),
+        "norm_eps": 1e-5,
+    }
 
 
 def autoencoder_config(state: Mapping[str, Tensor], sample_size: int = 256) -> dict[str, Any]:

@@ -13,11 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from .ldm_conversion import UNET_PREFIX, renamed, unet_key, without_prefix
+from .ldm_conversion import (
+    UNET_PREFIX,
+    common_unet_config,
+    renamed,
+    unet_key,
+    without_prefix,
+)
 
 # Both code bases give the first temporal transformer eight heads, whatever its width.
 _FIRST_HEADS = 8
-_NORM_GROUPS = 32
+_FIRST_PROJECTION = r"(?:init_attn\.0|input_blocks\.0\.1)\.proj_in\.weight"
 _FIRST = re.compile(r"(?:init_attn\.0|input_blocks\.0\.1)\.(.*)")
 _RATE = re.compile(r"fps_embedding\.([02])\.(.*)")
 _CONVOLUTION = re.compile(r"(.*\.\d+|middle_block)\.(\d+)\.temopral_conv\.(.*)")
@@ -79,33 +85,9 @@ def video_unet_config(state: Mapping[str, Tensor], sample_size: int = 32) -> dic
     """Read the arguments of `UNet3DConditionModel`, or of `VideoCrafterUNet`, off the tensors."""
     state = without_prefix(state, UNET_PREFIX)
     layers = _layers_per_block(state)
-    channels, attends = [], []
-    while f"input_blocks.{1 + len(channels) * (layers + 1)}.0.in_layers.2.weight" in state:
-        first = f"input_blocks.{1 + len(channels) * (layers + 1)}"
-        attends.append(f"{first}.1.proj_in.weight" in state)
-        channels.append(state[f"{first}.0.in_layers.2.weight"].shape[0])
     inner = next(v.shape[0] for k, v in state.items() if re.fullmatch(_FIRST_PROJECTION, k))
-    return {
-        "sample_size": sample_size,
-        "in_channels": state["input_blocks.0.0.weight"].shape[1],
-        "out_channels": state["out.2.weight"].shape[0],
-        "block_out_channels": tuple(channels),
-        "layers_per_block": layers,
-        "down_block_types": tuple(
-            "CrossAttnDownBlock3D" if has else "DownBlock3D" for has in attends
-        ),
-        "up_block_types": tuple(
-            "CrossAttnUpBlock3D" if has else "UpBlock3D" for has in reversed(attends)
-        ),
-        "cross_attention_dim": state[_TEXT_KEY].shape[1],
-        "attention_head_dim": inner // _FIRST_HEADS,
-        "norm_num_groups": min(_NORM_GROUPS, channels[0]),
-        "norm_eps": 1e-5,
-    }
-
-
-_FIRST_PROJECTION = r"(?:init_attn\.0|input_blocks\.0\.1)\.proj_in\.weight"
-_TEXT_KEY = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    config = common_unet_config(state, layers, "3D", sample_size)
+    return config | {"attention_head_dim": inner // _FIRST_HEADS}
 
 
 def knows_frame_rate(state: Mapping[str, Tensor]) -> bool:
