@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from threestudio.utils import rng
-from threestudio.utils.pretrained import ModelUnavailableError
 from torch import Tensor
 
 from custom.fourd.diffusion.edit_denoiser import ATTENTIONS
@@ -32,6 +31,7 @@ from custom.fourd.guidance.anchor_instructpix2pix_guidance import (
 )
 from custom.fourd.prompts.instruction_prompt_processor import InstructionPromptProcessor
 
+from .exit_status import run_tool
 from .result_folder import claim_output, encode_png, write_new
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -169,34 +169,34 @@ def _anchor_index(frames: Frames, name: str | None) -> int:
     )
 
 
+def _run(args: argparse.Namespace) -> None:
+    if args.window < 1:
+        raise ValueError(f"--window is {args.window}; expected 1 or more images.")
+    frames = find_frames(args.images)
+    anchor_index = _anchor_index(frames, args.anchor)
+    said = {key: value for key, value in vars(args).items() if key not in ("output", "images")}
+    # What does not change the results may differ from one start to the next.
+    record = {k: v for k, v in said.items() if k not in ("window", "chunk_size")}
+    record["images"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in frames.paths
+    }
+    model = {"pretrained_model_name_or_path": args.model, "revision": args.revision}
+    rng.set_experiment_seed(args.seed)
+    prompts = InstructionPromptProcessor({**model, "instruction": args.instruction})
+    keys = ("attention", "resize", "shared_noise", "share_group_norm", "chunk_size")
+    keys += ("guidance_scale", "image_guidance_scale")
+    guidance = AnchorInstructPix2PixGuidance({**model, **{key: said[key] for key in keys}})
+    claim_output(args.output, record, RECORD, "edit")
+    edit_folder(
+        guidance, prompts.embeddings(), frames, args.output, anchor_index,
+        args.start, args.steps, args.window,
+    )  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Run from the command line; returns 1 after a refusal, whose sentence it prints."""
     args = _parser().parse_args(argv)
-    try:
-        if args.window < 1:
-            raise ValueError(f"--window is {args.window}; expected 1 or more images.")
-        frames = find_frames(args.images)
-        anchor_index = _anchor_index(frames, args.anchor)
-        said = {key: value for key, value in vars(args).items() if key not in ("output", "images")}
-        # What does not change the results may differ from one start to the next.
-        record = {k: v for k, v in said.items() if k not in ("window", "chunk_size")}
-        record["images"] = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in frames.paths
-        }
-        model = {"pretrained_model_name_or_path": args.model, "revision": args.revision}
-        rng.set_experiment_seed(args.seed)
-        prompts = InstructionPromptProcessor({**model, "instruction": args.instruction})
-        keys = ("attention", "resize", "shared_noise", "share_group_norm", "chunk_size")
-        keys += ("guidance_scale", "image_guidance_scale")
-        guidance = AnchorInstructPix2PixGuidance({**model, **{key: said[key] for key in keys}})
-        claim_output(args.output, record, RECORD, "edit")
-        edit_folder(
-            guidance, prompts.embeddings(), frames, args.output, anchor_index,
-            args.start, args.steps, args.window,
-        )  # fmt: skip
-    except (ValueError, ModelUnavailableError) as error:
-        print(f"edit_images: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_tool("edit_images", lambda: _run(args))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from custom.fourd.metrics.image_quality import psnr
 from custom.fourd.ops.depth_warp import DepthCheck, DepthWarp, DepthWarper
 from custom.fourd.ops.flow_warp import composite
 
+from .exit_status import run_tool
 from .result_folder import claim_output, side_by_side, write_missing
 from .warp_sources import content_hash, named_rows, original, read_edited, scene_depth
 
@@ -124,12 +125,7 @@ def _write(folder: Path, stem: str, before: Tensor, warp: DepthWarp, made: Tenso
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns 1 after a refusal, whose sentence it prints."""
     args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except ValueError as error:
-        print(f"warp_depth: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_tool("warp_depth", lambda: _run(args))
 
 
 if __name__ == "__main__":

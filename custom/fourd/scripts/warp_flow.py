@@ -28,6 +28,7 @@ from custom.fourd.metrics.image_quality import psnr
 from custom.fourd.ops.flow_warp import CHECKS, MODES, FlowCheck, FlowWarp, warp_by_flow
 from custom.fourd.ops.optical_flow import KINDS, FlowEstimator, estimate_both, make_flow_estimator
 
+from .exit_status import run_tool
 from .result_folder import claim_output, side_by_side, write_missing
 from .warp_sources import content_hash, original, picked_times, read_edited
 
@@ -126,12 +127,7 @@ def _run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns 1 after a refusal, whose sentence it prints."""
     args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except ValueError as error:
-        print(f"warp_flow: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_tool("warp_flow", lambda: _run(args))
 
 
 if __name__ == "__main__":
