@@ -72,6 +72,22 @@ class AugmentedBackground(BaseBackground):
     def update_step(self, epoch: int, global_step: int, on_load_weights: bool = False) -> None:
         self._step = global_step
 
+    def color(self, dirs: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W Nc"]:
+        """Return the background's own colour along unit directions in the world."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        dirs: Float[Tensor, "B H W 3"],
+        images_per_group: int | None = None,
+        is_video: bool = False,
+    ) -> Float[Tensor, "B H W Nc"]:
+        """Return the colour along unit directions; see `augment` for what is random."""
+        evaluation = self.evaluation_color(dirs)
+        if evaluation is not None:
+            return evaluation
+        return self.augment(self.color(dirs), images_per_group, is_video)
+
     def evaluation_color(
         self, dirs: Float[Tensor, "B H W 3"]
     ) -> Float[Tensor, "B H W Nc"] | None:

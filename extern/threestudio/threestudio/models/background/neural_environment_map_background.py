@@ -44,20 +44,9 @@ class NeuralEnvironmentMapBackground(AugmentedBackground):
             self.encoding.n_output_dims, self.cfg.n_output_dims, self.cfg.mlp_network_config
         )
 
-    def forward(
-        self,
-        dirs: Float[Tensor, "B H W 3"],
-        images_per_group: int | None = None,
-        is_video: bool = False,
-    ) -> Float[Tensor, "B H W Nc"]:
-        """Return the colour along unit directions; see `AugmentedBackground.augment`."""
-        evaluation = self.evaluation_color(dirs)
-        if evaluation is not None:
-            return evaluation
+    def color(self, dirs: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W Nc"]:
+        """Return the network's colour along unit directions."""
         unit = (dirs.reshape(-1, 3) + 1.0) / 2.0
         color = self.network(self.encoding(unit))
         color = color.view(*dirs.shape[:-1], self.cfg.n_output_dims)
-        color = get_activation(self.cfg.color_activation)(color).to(dirs.dtype)
-        return self.augment(color, images_per_group, is_video)
-
-
+        return get_activation(self.cfg.color_activation)(color).to(dirs.dtype)

@@ -37,15 +37,6 @@ class SolidColorBackground(AugmentedBackground):
         else:
             self.register_buffer("env_color", color)
 
-    def forward(
-        self,
-        dirs: Float[Tensor, "B H W 3"],
-        images_per_group: int | None = None,
-        is_video: bool = False,
-    ) -> Float[Tensor, "B H W Nc"]:
-        """Return the colour for every ray; see `AugmentedBackground.augment` for what is random."""
-        evaluation = self.evaluation_color(dirs)
-        if evaluation is not None:
-            return evaluation
-        color = self.env_color.to(dirs.dtype).expand(*dirs.shape[:-1], -1)
-        return self.augment(color, images_per_group, is_video)
+    def color(self, dirs: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W Nc"]:
+        """Return the one colour for every ray."""
+        return self.env_color.to(dirs.dtype).expand(*dirs.shape[:-1], -1)
