@@ -1,19 +1,19 @@
 """The prompt processor of Wan (Wan Team 2025): texts through the encoder of a UMT5."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import threestudio
 import torch
 from jaxtyping import Float
-from threestudio.models.prompt_processors.base import TEXT_COMPONENTS, PromptProcessor
-from threestudio.utils.diffusers_folder import folder_fingerprint, load_model, load_tokenizer
-from threestudio.utils.pretrained import resolve_pretrained
+from threestudio.models.prompt_processors.folder_prompt_processor import (
+    FolderPromptProcessor,
+    warn_if_cut,
+)
 from torch import Tensor
 
 
 @threestudio.register("wan-prompt-processor")
-class WanPromptProcessor(PromptProcessor):
+class WanPromptProcessor(FolderPromptProcessor):
     """Encodes with the last hidden states of a UMT5 encoder, zero beyond the end of the text.
 
     The transformer reads the padding too, so the zeros are part of what it was trained on. The
@@ -22,7 +22,7 @@ class WanPromptProcessor(PromptProcessor):
     """
 
     @dataclass
-    class Config(PromptProcessor.Config):
+    class Config(FolderPromptProcessor.Config):
         """Keys of the base, the model's id and the length of a text."""
 
         pretrained_model_name_or_path: str = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -45,31 +45,24 @@ class WanPromptProcessor(PromptProcessor):
                 f"max_sequence_length is {self.cfg.max_sequence_length}; expected a positive "
                 "number of tokens, 512 for Wan."
             )
-        self._folder: Path = resolve_pretrained(
-            self.cfg.pretrained_model_name_or_path, self.cfg.revision, components=TEXT_COMPONENTS
-        )
         super().configure()
 
     def encoder_fingerprint(self) -> str:
         """Return a hash of the encoder's and tokenizer's files, with the length of a text."""
-        files = folder_fingerprint(self._folder, TEXT_COMPONENTS)
+        files = super().encoder_fingerprint()
         return f"zeros beyond the text, {self.cfg.max_sequence_length} tokens, {files}"
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Float[Tensor, "n l d"]:
         """Return the embeddings in fp32, one prompt at a time: attention takes l^2 per head."""
-        tokenizer = load_tokenizer(self._folder)
-        half = self.cfg.half_precision_weights and self.device.type != "cpu"
-        dtype = torch.bfloat16 if half else torch.float32
-        encoder = load_model(self._folder, "text_encoder", self.device, dtype)
+        tokenizer = self.load_tokenizer()
+        encoder = self.load_encoder(self.cfg.half_precision_weights)
         length = self.cfg.max_sequence_length
         embeddings = torch.zeros(len(prompts), length, encoder.config.d_model)
         for row, prompt in zip(embeddings, prompts):
             ids = tokenizer(prompt).input_ids
+            warn_if_cut(prompt, len(ids), length)
             if len(ids) > length:
-                threestudio.warn(
-                    f"The prompt {prompt!r} has {len(ids)} tokens; only {length} are read."
-                )
                 ids = tokenizer(prompt, truncation=True, max_length=length).input_ids
             # Encoding the text without padding equals masking the padding, and costs its length.
             tokens = torch.tensor([ids], device=self.device)

@@ -38,7 +38,7 @@ def test_embeddings_are_the_encoders_with_the_padding_masked(folder, tmp_path):
 
 
 def test_a_cached_prompt_loads_no_encoder(folder, tmp_path, monkeypatch):
-    from threestudio.models.prompt_processors import deep_floyd_prompt_processor as module
+    from threestudio.models.prompt_processors import folder_prompt_processor as module
 
     first = processor(folder, tmp_path)()
     monkeypatch.setattr(module, "load_model", None)

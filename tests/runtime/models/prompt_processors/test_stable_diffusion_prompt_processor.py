@@ -4,7 +4,7 @@ import shutil
 import pytest
 import threestudio
 import torch
-from threestudio.models.prompt_processors import stable_diffusion_prompt_processor as module
+from threestudio.models.prompt_processors import folder_prompt_processor as module
 from threestudio.utils.pretrained import ModelUnavailableError
 
 
