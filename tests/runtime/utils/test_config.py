@@ -1,15 +1,13 @@
-"""Structured parsing and the loading of an experiment."""
+"""What is said of a wrong configuration, and what our loading adds to the contract's."""
 
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import (
-    ConfigAttributeError,
     InterpolationToMissingValueError,
-    MissingMandatoryValue,
     ValidationError,
 )
 from threestudio.utils.config import (
@@ -35,11 +33,6 @@ class Config:
 
 @pytest.mark.parametrize("make", [dict, OmegaConf.create])
 class TestParseStructured:
-    def test_values_and_defaults(self, make):
-        cfg = parse_structured(Config, make({"radius": "0.5", "name": 7}))
-        assert (cfg.radius, cfg.name, cfg.steps) == (0.5, "7", 10)
-        assert list(cfg.size) == [1.0, 2.0]
-
     def test_unknown_key_names_the_nearest(self, make):
         with pytest.raises(TypeError, match="unknown key 'radis'.*Did you mean 'radius'"):
             parse_structured(Config, make({"radis": 1}))
@@ -53,33 +46,12 @@ class TestParseStructured:
         with pytest.raises(ValidationError, match=f"wrong type for '{next(iter(values))}'"):
             parse_structured(Config, make(values))
 
-    def test_lists_and_dicts_are_stored_whatever_the_type(self, make):
-        values = {"radius": [0, 0.98, 0.02, 8000], "size": [1, 2, 3], "path": {"a": 1}}
-        cfg = parse_structured(Config, make(values))
-        assert list(cfg.radius) == [0, 0.98, 0.02, 8000]
-        assert list(cfg.size) == [1, 2, 3]
-        assert cfg.path == {"a": 1}
-
 
 def test_a_tuple_is_accepted_like_a_list():
     assert list(parse_structured(Config, {"radius": (0, 1.0, 2.0, 5)}).radius) == [0, 1.0, 2.0, 5]
 
 
-def test_result_is_in_struct_mode_with_open_dicts_and_writable_scalars():
-    cfg = parse_structured(Config, {"net": {"otype": "HashGrid"}})
-    with pytest.raises(ConfigAttributeError):
-        _ = cfg.undeclared
-    with pytest.raises(ConfigAttributeError):
-        cfg.undeclared = 1
-    assert cfg.get("undeclared", 3) == 3 and not hasattr(cfg, "undeclared")
-    cfg.net["prompt"] = "written later"
-    cfg.steps = 11
-    assert cfg.net.prompt == "written later" and cfg.steps == 11
-
-
-def test_missing_value_and_no_mapping_are_refused():
-    with pytest.raises(MissingMandatoryValue):
-        parse_structured(Config, OmegaConf.create({"radius": "???"}))
+def test_no_mapping_is_refused():
     with pytest.raises(TypeError, match="config of Config is None; expected a mapping"):
         parse_structured(Config, None)
 
@@ -119,22 +91,10 @@ def config_file(tmp_path):
 PROMPT = "system.prompt_processor.prompt"
 
 
-def test_folders_are_named_as_upstream_names_them(config_file, tmp_path):
-    cfg = load_config(config_file, cli_args=[f"{PROMPT}=a red cube", "timestamp=@20260102-030405"])
-    assert cfg.trial_name == "a_red_cube@20260102-030405"
-    assert cfg.exp_dir == str(tmp_path / "outputs" / "example")
-    assert cfg.trial_dir == os.path.join(cfg.exp_dir, cfg.trial_name)
-    assert os.path.isdir(cfg.trial_dir)
-
-
-def test_timestamp_has_upstreams_form_and_can_be_left_out(config_file):
+def test_a_folder_is_made_only_on_request(config_file):
     cfg = load_config(config_file, cli_args=[f"{PROMPT}=x"], make_trial_dir=False)
-    assert __import__("re").fullmatch(r"x@\d{8}-\d{6}", cfg.trial_name)
     assert not os.path.exists(cfg.trial_dir)
-    cfg = load_config(
-        config_file, cli_args=[f"{PROMPT}=x", "use_timestamp=false"], make_trial_dir=False
-    )
-    assert cfg.trial_name == "x"
+    assert os.path.isdir(load_config(config_file, cli_args=[f"{PROMPT}=x"]).trial_dir)
 
 
 def test_missing_prompt_fails_while_the_config_is_loaded(config_file):
@@ -145,24 +105,6 @@ def test_missing_prompt_fails_while_the_config_is_loaded(config_file):
 def test_unknown_top_level_key_is_a_type_error(config_file):
     with pytest.raises(TypeError, match="unknown key 'sytem'.*Did you mean 'system'"):
         load_config(config_file, cli_args=[f"{PROMPT}=x", "sytem.a=1"])
-
-
-def test_later_sources_win(config_file, tmp_path):
-    other = tmp_path / "other.yaml"
-    other.write_text("seed: 1\nn_gpus: 1\ndescription: from the second file\n")
-    cfg = load_config(
-        config_file,
-        other,
-        cli_args=[f"{PROMPT}=x", "seed=2", "tag=t"],
-        seed=3,
-        make_trial_dir=False,
-    )
-    assert (cfg.seed, cfg.tag, cfg.description) == (3, "t", "from the second file")
-
-
-def test_config_from_a_string(tmp_path):
-    cfg = load_config("tag: a\nseed: 4", from_string=True, make_trial_dir=False)
-    assert (cfg.seed, cfg.tag) == (4, "a")
 
 
 def test_a_trial_needs_a_name():
@@ -189,9 +131,3 @@ def test_dumped_config_reads_back_equal(config_file, tmp_path):
     again = load_config(tmp_path / "parsed.yaml", make_trial_dir=False)
     assert config_to_primitive(again) == config_to_primitive(cfg)
     assert again.system.prompt_processor.prompt == prompt
-
-
-def test_primitive_refuses_what_is_no_config():
-    assert config_to_primitive(DictConfig({"a": [1]})) == {"a": [1]}
-    with pytest.raises(ValueError):
-        config_to_primitive({"a": 1})
