@@ -5,7 +5,8 @@
 //  - Work goes level by level: the table of one level (4 MiB at 2^19 entries of 2 floats) stays in
 //    the last-level cache, the whole table would not.
 //  - Points go in blocks of 64: first the corner indices and weights of the block in vectorised
-//    loops, then a loop of independent loads that keeps many cache misses in flight.
+//    loops, then a loop of independent loads that keeps many cache misses in flight. A block is
+//    located one block ahead, and its entries are prefetched while the one before is summed.
 //  - Positions and gradients are transposed once, so that a level reads them contiguously.
 // Forward and position gradient are split into ranges of points, the table gradient into levels, so
 // no two threads write to one place and results do not depend on the number of threads.
@@ -22,6 +23,7 @@
 #include <new>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -137,6 +139,14 @@ struct Corners {
     }
   }
 
+  // Asks for the entries of one point, so that they are near when its block's turn comes.
+  template <int F>
+  void prefetch(const T* entries, int i) const {
+    for (int corner = 0; corner < kCount; ++corner) {
+      __builtin_prefetch(entries + static_cast<size_t>(index[corner][i]) * F);
+    }
+  }
+
   void weigh() {
     for (int i = 0; i < kBlock; ++i) weight[0][i] = T(1);
     for (int dim = 0; dim < D; ++dim) {
@@ -200,6 +210,27 @@ struct Corners {
     }
   }
 };
+
+// Calls visit(block, next, begin) for each block of a range of points. `next` is the block after,
+// already located, so that its entries can be prefetched; the last block is its own.
+template <typename Block, typename T, typename Visit>
+void walk(int64_t first, int64_t end, const T* points, int64_t stride, const Level& level,
+          const Visit& visit) {
+  if (first >= end) return;
+  Block blocks[2];
+  Block* block = &blocks[0];
+  Block* next = &blocks[1];
+  block->locate(points + first, stride, level);
+  for (int64_t begin = first; begin < end; begin += kBlock) {
+    if (begin + kBlock < end) {
+      next->locate(points + begin + kBlock, stride, level);
+    } else {
+      next = block;
+    }
+    visit(*block, *next, begin);
+    std::swap(block, next);
+  }
+}
 
 // Rows [n, D] to planar [D, padded]; the padding is zero. One worker's range.
 template <typename T>
@@ -288,13 +319,12 @@ struct Kernel {
  private:
   static void forward_level(const Level& level, const T* points, const T* table, T* features,
                             const Split& split, int worker) {
-    Block block;
     const T* entries = table + level.offset * F;
-    for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
-      block.locate(points + begin, split.padded(), level);
+    const auto visit = [&](Block& block, const Block& next, int64_t begin) {
       block.weigh();
       T* out = features + begin * F;
       for (int i = 0; i < kBlock; ++i) {
+        next.template prefetch<F>(entries, i);
         T sum[F] = {};
         for (int corner = 0; corner < Block::kCount; ++corner) {
           const T* entry = entries + static_cast<size_t>(block.index[corner][i]) * F;
@@ -302,19 +332,19 @@ struct Kernel {
         }
         for (int f = 0; f < F; ++f) out[i * F + f] = sum[f];
       }
-    }
+    };
+    walk<Block>(split.begin(worker), split.end(worker), points, split.padded(), level, visit);
   }
 
   static void table_gradient(const Level& level, const T* points, const T* grads, T* grad_table,
                              const Split& split) {
-    Block block;
     T* entries = grad_table + level.offset * F;
     std::fill(entries, entries + static_cast<size_t>(level.entries) * F, T(0));
-    for (int64_t begin = 0; begin < split.n_points; begin += kBlock) {
-      block.locate(points + begin, split.padded(), level);
+    const auto visit = [&](Block& block, const Block& next, int64_t begin) {
       block.weigh();
       const int count = static_cast<int>(std::min<int64_t>(kBlock, split.n_points - begin));
       for (int i = 0; i < count; ++i) {
+        next.template prefetch<F>(entries, i);
         T grad[F];
         for (int f = 0; f < F; ++f) grad[f] = grads[(begin + i) * F + f];
         for (int corner = 0; corner < Block::kCount; ++corner) {
@@ -322,13 +352,13 @@ struct Kernel {
           for (int f = 0; f < F; ++f) entry[f] += block.weight[corner][i] * grad[f];
         }
       }
-    }
+    };
+    walk<Block>(0, split.padded(), points, split.padded(), level, visit);
   }
 
   static void position_gradient(const GridLayout& grid, const T* points, const T* table,
                                 const T* grads, T* planar, T* grad_x, const Split& split,
                                 int worker) {
-    Block block;
     const int64_t stride = split.padded();
     for (int dim = 0; dim < D; ++dim) {
       std::fill(planar + dim * stride + split.begin(worker),
@@ -337,12 +367,12 @@ struct Kernel {
     for (int index = 0; index < grid.n_levels; ++index) {
       const Level level = level_of(grid, index);
       const T* entries = table + level.offset * F;
-      for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
-        block.locate(points + begin, stride, level);
-        project(block, entries, grads + (index * stride + begin) * F,
+      const auto visit = [&](Block& block, const Block& next, int64_t begin) {
+        project(block, next, entries, grads + (index * stride + begin) * F,
                 split.n_points - begin);
         contract(block, planar + begin, stride);
-      }
+      };
+      walk<Block>(split.begin(worker), split.end(worker), points, stride, level, visit);
     }
     for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
       const int64_t end = std::min<int64_t>(begin + kBlock, split.n_points);
@@ -353,9 +383,11 @@ struct Kernel {
   }
 
   // Puts the inner product of each corner's features with the incoming gradient in `weight`.
-  static void project(Block& block, const T* entries, const T* grads, int64_t n_left) {
+  static void project(Block& block, const Block& next, const T* entries, const T* grads,
+                      int64_t n_left) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, n_left));
     for (int i = 0; i < count; ++i) {
+      next.template prefetch<F>(entries, i);
       for (int corner = 0; corner < Block::kCount; ++corner) {
         const T* entry = entries + static_cast<size_t>(block.index[corner][i]) * F;
         T sum = 0;
