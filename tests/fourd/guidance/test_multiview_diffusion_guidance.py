@@ -1,12 +1,11 @@
 import pytest
 import threestudio
 import torch
-from threestudio.models.prompt_processors.base import PromptProcessorOutput
-from threestudio.models.prompt_processors.view_directions import view_directions
 from threestudio.utils.pretrained import ModelUnavailableError
 
 import custom.fourd  # noqa: F401 - registers the names
 from custom.fourd.diffusion.camera_vector import camera_vector
+from tests.fixtures.embeddings import random_embeddings
 from tests.fixtures.model_folders import ldm_multiview_state
 
 
@@ -17,18 +16,7 @@ def guidance(folder, **keys):
 
 @pytest.fixture
 def prompt():
-    g = torch.Generator().manual_seed(9)
-    text, uncond = torch.randn(2, 1, 7, 24, generator=g)
-    directions = view_directions(45, 45, 60)
-    return PromptProcessorOutput(
-        text_embeddings=text,
-        uncond_text_embeddings=uncond,
-        text_embeddings_vd=torch.randn(4, 7, 24, generator=g),
-        uncond_text_embeddings_vd=uncond.expand(4, -1, -1),
-        directions=directions,
-        direction2idx={d.name: i for i, d in enumerate(directions)},
-        use_perp_neg=False,
-    )
+    return random_embeddings()
 
 
 def drawn(g, latents_shape):

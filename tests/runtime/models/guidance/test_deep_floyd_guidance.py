@@ -3,10 +3,9 @@
 import pytest
 import threestudio
 import torch
-from threestudio.models.prompt_processors.base import PromptProcessorOutput
-from threestudio.models.prompt_processors.view_directions import view_directions
 
 from tests.fixtures.deep_floyd_folder import TEXT_WIDTH, write_deep_floyd_folder
+from tests.fixtures.embeddings import random_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +32,7 @@ def batch():
 
 @pytest.fixture
 def prompt():
-    g = torch.Generator().manual_seed(9)
-    directions = view_directions(45, 45, 60)
-    texts = (torch.randn(n, 7, TEXT_WIDTH, generator=g) for n in (1, 1, 4, 4))
-    index = {d.name: i for i, d in enumerate(directions)}
-    return PromptProcessorOutput(*texts, directions, index, use_perp_neg=False)
+    return random_embeddings(7, TEXT_WIDTH)
 
 
 @pytest.mark.parametrize("strategy, weight", [

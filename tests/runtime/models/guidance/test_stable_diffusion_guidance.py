@@ -1,8 +1,8 @@
 import pytest
 import threestudio
 import torch
-from threestudio.models.prompt_processors.base import PromptProcessorOutput
-from threestudio.models.prompt_processors.view_directions import view_directions
+
+from tests.fixtures.embeddings import random_embeddings
 
 
 def guidance(folder, **keys):
@@ -27,17 +27,7 @@ def batch():
 
 @pytest.fixture
 def prompt():
-    g = torch.Generator().manual_seed(9)
-    directions = view_directions(45, 45, 60)
-    return PromptProcessorOutput(
-        text_embeddings=torch.randn(1, 7, 24, generator=g),
-        uncond_text_embeddings=torch.randn(1, 7, 24, generator=g),
-        text_embeddings_vd=torch.randn(4, 7, 24, generator=g),
-        uncond_text_embeddings_vd=torch.randn(4, 7, 24, generator=g),
-        directions=directions,
-        direction2idx={d.name: i for i, d in enumerate(directions)},
-        use_perp_neg=False,
-    )
+    return random_embeddings()
 
 
 @torch.no_grad()

@@ -3,10 +3,9 @@ from itertools import pairwise
 import pytest
 import threestudio
 import torch
-from threestudio.models.prompt_processors.base import PromptProcessorOutput
-from threestudio.models.prompt_processors.view_directions import view_directions
 from threestudio.utils.checkpoint import load_checkpoint, save_checkpoint
 
+from tests.fixtures.embeddings import random_embeddings
 from tests.fixtures.model_folders import write_stable_diffusion_folder
 
 
@@ -44,21 +43,7 @@ def batch():
 
 @pytest.fixture
 def prompt():
-    return embeddings(7, 24)
-
-
-def embeddings(tokens, width):
-    g = torch.Generator().manual_seed(9)
-    directions = view_directions(45, 45, 60)
-    return PromptProcessorOutput(
-        text_embeddings=torch.randn(1, tokens, width, generator=g),
-        uncond_text_embeddings=torch.randn(1, tokens, width, generator=g),
-        text_embeddings_vd=torch.randn(4, tokens, width, generator=g),
-        uncond_text_embeddings_vd=torch.randn(4, tokens, width, generator=g),
-        directions=directions,
-        direction2idx={d.name: i for i, d in enumerate(directions)},
-        use_perp_neg=False,
-    )
+    return random_embeddings()
 
 
 def make_it_learned(g):
@@ -327,7 +312,7 @@ def test_the_embedded_model_serves_as_both_sides(batch):
 
     g = guidance("embedded://multiview", image_size=None)
     assert g.image_size == 64
-    prompt = embeddings(77, g.unet.config.cross_attention_dim)
+    prompt = random_embeddings(77, g.unet.config.cross_attention_dim)
     rgb = batch["rgb"].requires_grad_()
     out = g(**batch, prompt_utils=prompt)
     (out["loss_vsd"] + out["loss_lora"]).backward()
