@@ -18,15 +18,7 @@ from custom.fourd.world.grammar import WorldObject, WorldScene, is_held_out_moti
 from custom.fourd.world.render import render_layers
 from custom.fourd.world.vocabulary import MOTIONS
 
-from .world_views import (
-    DISTANCE,
-    ELEVATION_DEG,
-    FOVY_RAD,
-    chance,
-    draw,
-    draw_colour,
-    draw_scene,
-)
+from .world_views import FOVY_RAD, chance, draw, draw_cameras, draw_colour, draw_scene
 
 NUM_FRAMES = 16
 STILL_SHARE = 0.12
@@ -83,9 +75,7 @@ def render_clips(
     count: int, num_objects: int, generator: torch.Generator, size_px: int = 64, report=None
 ) -> WorldClips:
     """Draw and render `count` clips."""
-    low = torch.tensor([0.0, ELEVATION_DEG[0], DISTANCE[0]])
-    high = torch.tensor([360.0, ELEVATION_DEG[1], DISTANCE[1]])
-    cameras = low + torch.rand((count, 3), generator=generator) * (high - low)
+    cameras = draw_cameras(count, generator)
     first_times = torch.rand((count,), generator=generator) / NUM_FRAMES
     scenes = [draw_moving_scene(generator, num_objects) for _ in range(count)]
     shape = (count, NUM_FRAMES, 2, num_objects, size_px, size_px)

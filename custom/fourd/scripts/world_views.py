@@ -61,6 +61,13 @@ def draw_colour(shape: str, material: str, generator: torch.Generator) -> str:
     return draw(generator, allowed)
 
 
+def draw_cameras(count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
+    """Azimuth and elevation in degrees and distance, each uniform in its range."""
+    low = torch.tensor([0.0, ELEVATION_DEG[0], DISTANCE[0]])
+    high = torch.tensor([360.0, ELEVATION_DEG[1], DISTANCE[1]])
+    return low + torch.rand((count, 3), generator=generator) * (high - low)
+
+
 def draw_scene(generator: torch.Generator, num_objects: int) -> WorldScene:
     """A scene of the training split; its colours are placeholders until `recolour`."""
     objects = []
@@ -132,9 +139,7 @@ def render_groups(
     count: int, num_objects: int, generator: torch.Generator, size_px: int = 64, report=None
 ) -> ViewGroups:
     """Draw and render `count` groups."""
-    low = torch.tensor([0.0, ELEVATION_DEG[0], DISTANCE[0]])
-    high = torch.tensor([360.0, ELEVATION_DEG[1], DISTANCE[1]])
-    cameras = low + torch.rand((count, 3), generator=generator) * (high - low)
+    cameras = draw_cameras(count, generator)
     scenes = [draw_scene(generator, num_objects) for _ in range(count)]
     layers = torch.empty(count, NUM_VIEWS, 2, num_objects, size_px, size_px, dtype=torch.uint8)
     poses, _ = group_cameras(cameras)

@@ -147,20 +147,10 @@ class ProgressDisplay:
 
 
 class RunProgress(ProgressDisplay, pl.Callback):
-    """Shows a training, and the frames of a test, on the terminal or as lines.
+    """Shows a training, and the frames of a test; arguments are those of `ProgressDisplay`."""
 
-    Args:
-        live: draw a bar; by default if standard error is a terminal.
-        stream: where lines go, standard error by default.
-        line_pause_sec: least time between two lines.
-    """
-
-    def __init__(
-        self, live: bool | None = None, stream: Any = None, line_pause_sec: float = _LINE_PAUSE_SEC
-    ) -> None:
-        super().__init__(live, stream, line_pause_sec)
-        self._meter = RateMeter()
-        self._n_test = 0
+    _meter: RateMeter
+    _n_test = 0
 
     # Training
 
