@@ -10,20 +10,19 @@ writes a clip of its first view. No diffusion model is loaded for any of it.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import threestudio
 import torch
-from threestudio.launcher.progress import memory_gb
 from threestudio.utils.misc import get_rank
 from torch import Tensor
 
 from custom.fourd.renderers.scene import SceneImages
 
 from .motion_evaluation import Clips, ViewTimeGrid, film, motion_metrics
+from .timed_evaluation import TimedEvaluation
 from .world_evaluation import WorldEvaluation
 
 CONTACT_SHEET_VIEWS = 16
@@ -48,7 +47,7 @@ class EvaluationConfig:
     """Height and width of its images; null takes the test views' height, at most 96."""
 
 
-class FourdfyEvaluation:
+class FourdfyEvaluation(TimedEvaluation):
     """Mixin of `FourdfySystem` with what it does outside of training.
 
     Uses of the system: `scene`, `prompt`, the savers, its clock, and the truth's scene `_truth`.
@@ -103,22 +102,12 @@ class FourdfyEvaluation:
 
     # Test
 
-    def on_test_start(self) -> None:
-        super().on_test_start()
-        self._begin_test()
-
-    def on_predict_start(self) -> None:
-        super().on_predict_start()
-        self._begin_test()  # An exporter with `save_video` tests, too.
-
     def _begin_test(self) -> None:
-        # An interrupted training is tested without having reached its end.
-        self._stop_clock()
+        super()._begin_test()
         self._evaluation = WorldEvaluation(self._truth) if self._truth else None
         self._test_views: list[Tensor] = []
         self._test_truth: list[Tensor] = []
         self._test_camera: dict[str, float] | None = None
-        self._test_started = time.monotonic()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Render one view over white, write it, and compare it with the truth if there is one."""
@@ -176,19 +165,8 @@ class FourdfyEvaluation:
 
     def _circumstances(self) -> dict[str, Any]:
         """What every scene's `metrics.json` says, moving or not, with truth or without."""
-        seconds = self.training_seconds
-        return {
-            "truth": self._evaluation is not None,
-            "prompt": self.prompt,
-            "steps": self.true_global_step,
-            "seconds": None if seconds is None else round(seconds, 2),
-            "evaluation_seconds": round(time.monotonic() - self._test_started, 2),
-            "peak_memory_gb": round(memory_gb(self.device), 3),
-            "profile": self.profile,
-            "views": len(self._test_views),
-            "height": int(self._test_views[0].shape[0]),
-            "width": int(self._test_views[0].shape[1]),
-        }
+        facts = {"truth": self._evaluation is not None, "prompt": self.prompt}
+        return facts | self._facts_of_run(self._test_views)
 
     def _film_grid(self, sheet: str) -> dict[str, Any]:
         """Film the scene with standing cameras; write the sheet, return the figures of motion."""
