@@ -101,7 +101,7 @@ def main() -> None:
         samples.append(sample(number, caption, prior, encode, args))
         row = samples[-1].row
         print(f"{row['psnr']:6.2f} dB (white {row['white']:5.2f})  {caption}", flush=True)
-    report("sample_multiview", samples, "objects", args, started)
+    report("sample_multiview", samples, ("objects",), args, started)
 
 
 if __name__ == "__main__":

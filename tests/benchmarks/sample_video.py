@@ -120,7 +120,7 @@ def main() -> None:
             f"white {row['white']:5.2f})  {caption}",
             flush=True,
         )
-    report("sample_video", samples, "held_out", args, started)
+    report("sample_video", samples, ("held_out",), args, started)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,15 @@ DISTANCE = 3.0
 SIZE_PX = 64
 
 
-def parse_arguments(description: str, folder: str) -> argparse.Namespace:
-    """The flags that every such benchmark has; `folder` is the model's."""
+def parse_arguments(
+    description: str, folder: str, image_guidance_scale: float | None = None, **defaults: Any
+) -> argparse.Namespace:
+    """The flags that every such benchmark has; `folder` is the model's.
+
+    Args:
+        image_guidance_scale: default of the flag of that name, which only editors have.
+        defaults: of the other flags, where they differ.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,8 +38,11 @@ def parse_arguments(description: str, folder: str) -> argparse.Namespace:
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--guidance-scale", type=float, default=1.5)
+    if image_guidance_scale is not None:
+        parser.add_argument("--image-guidance-scale", type=float, default=image_guidance_scale)
     parser.add_argument("--sheet", type=Path, help="write samples and their truth here")
     parser.add_argument("--write", action="store_true", help="store the result under results/")
+    parser.set_defaults(**defaults)
     return parser.parse_args()
 
 
@@ -82,23 +92,41 @@ class Sample:
     picture: Float[Tensor, "h w 3"]
 
 
+def mean_of(samples: list[Sample], group: str, column: str = "psnr") -> dict[str, float]:
+    """The mean of `column` for each value of the column `group`."""
+    figures: dict[str, list[float]] = {}
+    for sample in samples:
+        figures.setdefault(str(sample.row[group]), []).append(sample.row[column])
+    return {value: sum(found) / len(found) for value, found in figures.items()}
+
+
 def report(
-    name: str, samples: list[Sample], group: str, args: argparse.Namespace, started: float
+    name: str,
+    samples: list[Sample],
+    groups: tuple[str, ...],
+    args: argparse.Namespace,
+    started: float,
 ) -> None:
-    """Print the mean PSNR of each value of the column `group`, and store what `args` ask for."""
-    values = list(dict.fromkeys(sample.row[group] for sample in samples))
-    means = {}
-    for value in values:
-        figures = [sample.row["psnr"] for sample in samples if sample.row[group] == value]
-        means[str(value)] = sum(figures) / len(figures)
-        print(f"mean over {group} {value}: {means[str(value)]:.2f} dB")
+    """Print the mean PSNR of each value of the columns `groups`, and store what `args` ask for."""
+    means, unedited = {}, {}
+    for group in groups:
+        found = mean_of(samples, group)
+        before = mean_of(samples, group, "unedited") if "unedited" in samples[0].row else {}
+        for value, mean in found.items():
+            beside = f" (unedited {before[value]:.2f})" if before else ""
+            print(f"mean over {group} {value}: {mean:.2f} dB{beside}")
+        means |= found
+        unedited |= before
     sampler = f"DDIM (eta 0), {args.steps} steps, guidance {args.guidance_scale}"
+    if "image_guidance_scale" in args:
+        sampler += f", of the image {args.image_guidance_scale}"
     print(f"{sampler}; {time.monotonic() - started:.0f} s")
     if args.write:
         facts = {
             **describe_circumstances(threads=torch.get_num_threads()),
             "sampler": sampler,
             "means": means,
+            **({"unedited": unedited} if unedited else {}),
             "rows": [sample.row for sample in samples],
         }
         result_path(name, "json").write_text(json.dumps(facts, indent=1) + "\n")

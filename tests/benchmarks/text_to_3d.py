@@ -88,6 +88,11 @@ class Run:
         """Name of its output folder."""
         return f"{self.prompt.replace(' ', '_')}-seed{self.seed}"
 
+    @property
+    def label(self) -> str:
+        """What a line about it calls it."""
+        return f"{self.prompt} (seed {self.seed})"
+
 
 def planned_runs(prompts: Sequence[str] = PROMPTS) -> list[Run]:
     """Return all runs; the first seed of every prompt comes before any further one."""
@@ -219,54 +224,68 @@ def strip_path(folder: Path, run: Run) -> Path:
     return folder / "strips" / f"{run.tag}.png"
 
 
+def run_of(row: dict[str, Any]) -> Run:
+    """Return the run that a line of `runs.jsonl` is of."""
+    return Run(row["prompt"], row["seed"])
+
+
 def finished_rows(
-    folder: Path, overrides: Sequence[str], weights: Any = None
-) -> dict[Run, dict[str, Any]]:
+    folder: Path,
+    overrides: Sequence[str],
+    weights: Any = None,
+    run_of: Callable[[dict[str, Any]], Any] = run_of,
+) -> dict[Any, dict[str, Any]]:
     """Return the finished runs that were made with these overrides and these embedded weights.
 
     Args:
         weights: what a row's `embedded_weights` must be; None takes those of the multi-view prior.
+        run_of: makes the keys of the result.
     """
     weights = embedded_weights() if weights is None else weights
     path = folder / "runs.jsonl"
-    rows: dict[Run, dict[str, Any]] = {}
+    rows: dict[Any, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue  # the last line of a run that was killed while writing it
         if (row["overrides"], row["embedded_weights"]) == (list(overrides), weights):
-            rows[Run(row["prompt"], row["seed"])] = row
+            rows[run_of(row)] = row
     return rows
 
 
+def told(row: dict[str, Any]) -> str:
+    """Return what a finished run's line on the screen says before the run's name."""
+    return (
+        f"{row['psnr']:6.2f} dB (white {row['psnr_white']:5.2f}), IoU {row['alpha_iou']:.3f}, "
+        f"{row['seconds']:.0f} s"
+    )
+
+
 def run_all(
-    runs: Sequence[Run],
+    runs: Sequence[Any],
     folder: Path,
-    job: Callable[[Run], dict[str, Any]],
+    job: Callable[[Any], dict[str, Any]],
     jobs: int,
     deadline: float,
+    told: Callable[[dict[str, Any]], str] = told,
 ) -> None:
     """Run what is not finished, `jobs` at a time, and append each row as it is done.
 
     No run starts after ``deadline`` (monotonic seconds). A run that fails is reported and left out.
     """
 
-    def one(run: Run) -> None:
+    def one(run: Any) -> None:
         if time.monotonic() > deadline:
             return
         try:
             row = job(run)
         except (RuntimeError, OSError, ValueError, subprocess.TimeoutExpired) as error:
-            print(f"FAILED {run.prompt} (seed {run.seed}): {error}", flush=True)
+            print(f"FAILED {run.label}: {error}", flush=True)
             return
         with (folder / "runs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(
-            f"{row['psnr']:6.2f} dB (white {row['psnr_white']:5.2f}), IoU {row['alpha_iou']:.3f}, "
-            f"{row['seconds']:.0f} s  {run.prompt} (seed {run.seed})",
-            flush=True,
-        )
+        print(f"{told(row)}  {run.label}", flush=True)
 
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:

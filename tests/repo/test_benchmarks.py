@@ -217,7 +217,7 @@ def test_a_readme_without_marks_is_refused(report):
         report.with_figures("# Title", "figures")
 
 
-@pytest.mark.parametrize("name", ["text_to_3d", "text_to_4d", "stage_1_step", "report"])
+@pytest.mark.parametrize("name", ["text_to_3d", "text_to_4d", "edit_4d", "stage_1_step", "report"])
 def test_each_explains_itself_from_any_folder(name, tmp_path):
     result = subprocess.run(
         [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"],
