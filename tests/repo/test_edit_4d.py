@@ -128,9 +128,7 @@ def test_the_newest_edit_of_a_frame_counts(benchmark, capture, tmp_path):
     assert {key: float(image.mean()) for key, image in found.items()} == {4: 0, 5: 1, 6: 1}
 
 
-def test_true_edits_agree_with_the_truth_and_other_answers_along_time_do_not(
-    benchmark, tmp_path
-):
+def test_true_edits_agree_with_the_truth_and_other_answers_along_time_do_not(benchmark, tmp_path):
     capture = rig_capture(parse_caption("a large red cube sliding"), arc_azimuths(2), 6, 32)
     edit = benchmark.Edit(capture.scene.caption, PALETTE)
     answers = benchmark.answers_of(edit)
