@@ -1,5 +1,7 @@
 """Where there is something along a ray: an occupancy grid kept by moving maximum.
 
+`ImportanceEstimator` is given here too, where extensions look for it.
+
 Shapes: ``R`` cells per axis, ``n_cells`` = R^3.
 """
 
@@ -9,7 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from threestudio.models.importance_sampling import ImportanceEstimator
 from threestudio.utils.rng import generator
+
+__all__ = ["ImportanceEstimator", "OccupancyGridEstimator"]
 
 OccupancyFn = Callable[[Tensor, Tensor | None], Tensor]
 

@@ -205,10 +205,23 @@ class BaseSystem(pl.LightningModule, Updateable, SaverMixin):
         return super().load_state_dict(kept, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Leave the frozen parts of a guidance out of the checkpoint."""
+        """Leave the frozen parts of a guidance out; add the optimizers of parts that have one."""
         state = checkpoint.get("state_dict", {})
         for key in self._frozen_guidance_keys():
             state.pop(key, None)
+        own = {name: part.optimizer_state() for name, part in self._parts_with_optimizers()}
+        if own:
+            checkpoint["part_optimizers"] = own
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Give the parts that have an optimizer of their own its state, where the file has it."""
+        stored = checkpoint.get("part_optimizers", {})
+        for name, part in self._parts_with_optimizers():
+            if name in stored:
+                part.load_optimizer_state(stored[name])
+
+    def _parts_with_optimizers(self) -> list[tuple[str, Any]]:
+        return [(n, m) for n, m in self.named_modules() if getattr(m, "trains_itself", False)]
 
     def _frozen_guidance_keys(self) -> list[str]:
         """Keys below those modules of ``guidance*`` whose parameters are all frozen."""

@@ -60,7 +60,8 @@ def parse_optimizer(config: Mapping, model: nn.Module) -> Optimizer:
     Adam and AdamW use their fused kernel unless the config says otherwise. If ``model`` has a true
     attribute ``strict_optimizer_groups``, each trainable parameter must be in a group and each
     group must have something to train; otherwise frozen groups are dropped and unlisted
-    parameters stay untrained, each with one line.
+    parameters stay untrained, each with one line. Modules with a true ``trains_itself`` are left
+    alone.
 
     Raises:
         ValueError: unknown optimizer, unknown path, overlapping groups, nothing to train, or one
@@ -77,7 +78,9 @@ def parse_optimizer(config: Mapping, model: nn.Module) -> Optimizer:
         kept = {path: value for path, value in config["params"].items() if value is not None}
         groups = _named_groups(kept, model)
     else:
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        apart = _trained_apart(model)
+        groups = [{"params": [p for p in model.parameters()
+                              if p.requires_grad and id(p) not in apart]}]
     params = [param for group in groups for param in group["params"]]
     if not params:
         raise ValueError(
@@ -160,10 +163,11 @@ def _optimizer_class(name: str) -> type[Optimizer]:
 
 def _named_groups(entries: Mapping, model: nn.Module) -> list[dict]:
     strict = bool(getattr(model, "strict_optimizer_groups", False))
+    apart = _trained_apart(model)
     groups: list[dict] = []
     owner: dict[int, str] = {}
     for name, options in entries.items():
-        params = get_parameters(model, name)
+        params = [param for param in get_parameters(model, name) if id(param) not in apart]
         for param in params:
             if id(param) in owner:
                 raise ValueError(
@@ -196,7 +200,12 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
     A guidance that is no submodule hides its parameters from torch, so it is asked for them.
     """
-    found = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    apart = _trained_apart(model)
+    found = {
+        name: param
+        for name, param in model.named_parameters()
+        if param.requires_grad and id(param) not in apart
+    }
     known = {id(param) for param in found.values()}
     for guidance, stated in _guidance_parameters(model).items():
         for name, param in stated.items():
@@ -204,6 +213,16 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
                 found[f"{guidance}.{name}"] = param
                 known.add(id(param))
     return found
+
+
+def _trained_apart(model: nn.Module) -> set[int]:
+    """Parameters of modules inside the model that have an optimizer of their own."""
+    return {
+        id(param)
+        for module in model.modules()
+        if module is not model and getattr(module, "trains_itself", False)
+        for param in module.parameters()
+    }
 
 
 def _guidance_parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

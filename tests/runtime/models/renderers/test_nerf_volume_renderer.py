@@ -437,11 +437,6 @@ class TestOccupancyUpdate:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("name", ["proposal", "importance"])
-    def test_other_estimators_are_refused(self, name):
-        with pytest.raises(ValueError, match=f"estimator is '{name}'.*occgrid"):
-            build({"estimator": name})
-
     def test_sample_count(self):
         with pytest.raises(ValueError, match="num_samples_per_ray is 0"):
             build({"num_samples_per_ray": 0})

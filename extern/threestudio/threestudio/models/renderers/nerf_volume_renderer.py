@@ -16,8 +16,11 @@ import threestudio
 from threestudio.models.background.base import BaseBackground, background_of_batch
 from threestudio.models.estimators import OccupancyGridEstimator
 from threestudio.models.geometry.base import BaseImplicitGeometry
+from threestudio.models.importance_sampling import ImportanceEstimator, ProposalEstimator
 from threestudio.models.materials.base import BaseMaterial
+from threestudio.models.proposal_network import ProposalNetwork
 from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.models.renderers.quantile_samples import check_sampling, sample_quantiles
 from threestudio.models.renderers.volume_rendering import (
     RayBatch,
     RaySamples,
@@ -38,10 +41,11 @@ DYNAMIC_OCCUPANCY_TIMES = 4
 
 @threestudio.register("nerf-volume-renderer")
 class NeRFVolumeRenderer(VolumeRenderer):
-    """NeRF's quadrature at equal steps, evaluated only where the occupancy grid allows.
+    """NeRF's quadrature, by default at equal steps and only where the occupancy grid allows.
 
     Candidates along every ray are looked up in the grid, the survivors are evaluated in one flat
     list, and weights come from a running sum over that list. `volume_rendering` has the formulas.
+    Two other estimators choose the samples of a ray by a density that is asked before.
     """
 
     @dataclass
@@ -63,11 +67,13 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return_normal_perturb: bool = False
         """Give ``normal_perturb``: normals at positions moved by N(0, 0.01^2)."""
         estimator: str = "occgrid"
-        """How empty space is found; only "occgrid"."""
+        """Where samples lie: "occgrid" at equal steps where the grid is occupied, "importance" at
+        quantiles of the geometry's own density, "proposal" at those of a network that learns it."""
         grid_prune: bool = True
         """Skip samples in empty cells; False evaluates every candidate."""
         prune_alpha_threshold: bool = True
-        """Drop samples of alpha < 0.01, or behind T < 1e-4, by a first pass without gradient."""
+        """Drop samples of alpha < 0.01, or behind T < 1e-4, by a first pass without gradient; of
+        "occgrid"."""
         occupancy_resolution: int = 32
         """Cells per axis."""
         occupancy_update_interval: int = 16
@@ -77,15 +83,16 @@ class NeRFVolumeRenderer(VolumeRenderer):
         occupancy_times: int = 0
         """Scene times that an update covers; 0 takes 1 for static and 4 for dynamic geometry."""
         proposal_network_config: Any = None
-        """Of the "proposal" estimator, which is not supported."""
+        """Of "proposal": encoding_config and network_config of its network."""
         prop_optimizer_config: Any = None
-        """Of the "proposal" estimator, which is not supported."""
+        """Of "proposal": the optimizer of its network, in the grammar of system.optimizer."""
         prop_scheduler_config: Any = None
-        """Of the "proposal" estimator, which is not supported."""
+        """Of "proposal": the schedule of its learning rate; null keeps it."""
         num_samples_per_ray_proposal: int = 64
-        """Of the "proposal" estimator, which is not supported."""
+        """Of "proposal": places per ray at which its network is asked."""
         num_samples_per_ray_importance: int = 64
-        """Of the "importance" estimator, which is not supported."""
+        """Of "importance": places per ray at which the density is asked before; they are rendered
+        too, besides num_samples_per_ray."""
 
     cfg: Config
 
@@ -96,16 +103,20 @@ class NeRFVolumeRenderer(VolumeRenderer):
         background: BaseBackground,
     ) -> None:
         super().configure(geometry, material, background)
-        if self.cfg.estimator != "occgrid":
-            raise ValueError(
-                f"estimator is {self.cfg.estimator!r}; its sampling network is not part of this "
-                "runtime yet. Use system.renderer.estimator=occgrid."
+        check_sampling(self.cfg, geometry)
+        if self.cfg.estimator == "occgrid":
+            self.estimator = OccupancyGridEstimator(self.bbox, self.cfg.occupancy_resolution)
+        elif self.cfg.estimator == "importance":
+            self.estimator = ImportanceEstimator()
+        else:
+            self.estimator = ProposalEstimator()
+            self.prop_net = ProposalNetwork(
+                self.bbox,
+                self._is_unbounded,
+                self.cfg.proposal_network_config,
+                self.cfg.prop_optimizer_config,
+                self.cfg.prop_scheduler_config,
             )
-        if self.cfg.num_samples_per_ray < 1:
-            raise ValueError(
-                f"num_samples_per_ray is {self.cfg.num_samples_per_ray}; expected at least 1."
-            )
-        self.estimator = OccupancyGridEstimator(self.bbox, self.cfg.occupancy_resolution)
         self.render_step_size = 1.732 * 2 * self.cfg.radius / self.cfg.num_samples_per_ray
         self.randomized = self.cfg.randomized
         self._step = 0
@@ -127,7 +138,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
         """Refresh the occupancy grid when its interval is due, once per step."""
         self._step = global_step
         due = global_step % self.cfg.occupancy_update_interval == 0
-        if on_load_weights or not self.training or not self.cfg.grid_prune or not due:
+        keeps_grid = self.cfg.estimator == "occgrid" and self.cfg.grid_prune
+        if on_load_weights or not self.training or not keeps_grid or not due:
             return
         if self._occupancy_step == global_step:
             return  # the walk over attributes may come by twice; the grid decays once
@@ -187,6 +199,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
             deformation ``[B, H, W, 3]``, in training where the geometry displaces points: the sum
             of w displacement, in units of the geometry.
 
+        With "proposal" a training pass also trains the proposal network, when that is due.
+
         Random: in training one jitter per ray, role "ray-jitter", item = image over all ranks.
         Where samples lie, and which are dropped, is not differentiable.
         """
@@ -226,11 +240,12 @@ class NeRFVolumeRenderer(VolumeRenderer):
         image_size = rays_o.shape[1] * rays_o.shape[2]
         rays = RayBatch(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
         samples = self._sample(rays, None if ray_jitter is None else ray_jitter.reshape(-1))
-        if self.cfg.prune_alpha_threshold:
-            samples = self._prune(rays, samples)
-        samples = self._not_empty(samples)
+        samples = self._not_empty(self._prune(rays, samples))
         result = self._shade(rays, samples, light_positions, batch)
         output = self._composite(rays, samples, result)
+        if self._learns_proposals:
+            weights = result["weights"].detach()
+            self.prop_net.learn(self.estimator.loss(weights))
         output.update(_per_sample(samples, result))
         if self.cfg.return_normal_perturb:
             stream = generator("normal-perturb", self._step, item=get_rank())
@@ -254,15 +269,14 @@ class NeRFVolumeRenderer(VolumeRenderer):
         pieces = []
         size = self.cfg.ray_chunk_size or max(1, 2**22 // self.cfg.num_samples_per_ray)
         for part in rays.split(size):
-            samples = self._sample(part, None)
-            if self.cfg.prune_alpha_threshold:
-                samples = self._prune(part, samples)
-            samples = self._not_empty(samples)
+            samples = self._not_empty(self._prune(part, self._sample(part, None)))
             result = self._shade(part, samples, light_positions, {})
             pieces.append(self._composite(part, samples, result))
         return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
     def _sample(self, rays: RayBatch, jitter: Tensor | None) -> RaySamples:
+        if self.cfg.estimator != "occgrid":
+            return self._sample_quantiles(rays, jitter)
         prune = self.cfg.grid_prune
         with torch.no_grad():
             return march_rays(
@@ -278,6 +292,46 @@ class NeRFVolumeRenderer(VolumeRenderer):
                 ray_chunk_size=self.cfg.ray_chunk_size,
             )
 
+    def _sample_quantiles(self, rays: RayBatch, jitter: Tensor | None) -> RaySamples:
+        """Samples of the estimators that ask a density first; every ray that can see has as many.
+
+        A ray reaches from plane to plane and, where the geometry is bounded, from face to face of
+        the box.
+        """
+        name = self.cfg.estimator
+        if name == "proposal":
+            self.estimator.anneal = self.prop_net.anneal
+
+        def density(points: Tensor, times: Tensor | None) -> Float[Tensor, "n"]:
+            if name == "proposal":
+                return self.prop_net.density(points)
+            return self._density(points, times)[:, 0]
+
+        return sample_quantiles(
+            rays,
+            None if self._is_unbounded else self.bbox,
+            self.estimator,
+            density,
+            self.cfg[f"num_samples_per_ray_{name}"],
+            self.cfg.num_samples_per_ray,
+            near_plane=self.cfg.near_plane,
+            far_plane=self.cfg.far_plane,
+            jitter=jitter,
+            requires_grad=self._learns_proposals,
+            chunk_size=0 if self.training else self.cfg.eval_chunk_size,
+        )
+
+    @property
+    def _is_unbounded(self) -> bool:
+        return getattr(self.geometry, "unbounded", False)
+
+    @property
+    def _learns_proposals(self) -> bool:
+        """Whether this pass trains the proposal network."""
+        if self.cfg.estimator != "proposal" or not self.training:
+            return False
+        return torch.is_grad_enabled() and self.prop_net.is_due
+
     def draw_jitter(self, rays_o: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W"] | None:
         """Draw where in its first step each ray begins, in [0, 1); None where nothing is random.
 
@@ -289,7 +343,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
         return rand_items(shape, "ray-jitter", self._step, get_rank() * shape[0]).to(rays_o)
 
     def _prune(self, rays: RayBatch, samples: RaySamples) -> RaySamples:
-        if samples.n_samples == 0:
+        wanted = self.cfg.prune_alpha_threshold and self.cfg.estimator == "occgrid"
+        if not wanted or samples.n_samples == 0:
             return samples
         with torch.no_grad():
             points, times = rays.points(samples), rays.times(samples)
