@@ -6,7 +6,6 @@ import pytest
 from omegaconf import OmegaConf
 from threestudio.launcher.validate import required_models
 from threestudio.utils.checkpoint import load_checkpoint
-from threestudio.utils.config_sources import load_with_includes
 
 from tests.fixtures.launched import (
     ROOT,
@@ -15,6 +14,7 @@ from tests.fixtures.launched import (
     planned,
     tiny_video_prior,
     trained,
+    written,
 )
 
 CONFIGS = sorted(
@@ -32,7 +32,7 @@ def test_there_are_configs():
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_has_every_profile(config):
-    assert set(load_with_includes(ROOT / config, ROOT).profiles) == set(PROFILES)
+    assert set(written(config).profiles) == set(PROFILES)
 
 
 def combinations():

@@ -74,12 +74,13 @@ class Source:
         delta = OmegaConf.create({}) if delta is None else delta
         # Profiles are most of a file, and every merge copies all that it is given.
         keys = [key for key in self.file_cfg if key != "profiles"]
-        cfg = profiled = OmegaConf.merge(OmegaConf.masked_copy(self.file_cfg, keys), delta)
+        cfg = OmegaConf.masked_copy(self.file_cfg, keys)
+        cfg.merge_with(delta)
         dropped = drop_replaced_keys(cfg, self.file_cfg, delta)
-        given = OmegaConf.create({})
+        profiled, given = cfg.copy(), OmegaConf.create({})
         for override in self.overrides:
-            given = OmegaConf.merge(given, override.as_config())
-            cfg = apply_override(cfg, override)
+            apply_override(given, override)
+            apply_override(cfg, override)
         _fill_supplied_values(cfg)
         # A profile's values for a module that the command line replaces go with the module.
         dropped += drop_replaced_keys(cfg, profiled, given)

@@ -139,21 +139,21 @@ def merge_sources(
         loaded = [_with_includes(parse_yaml(str(y)), "<string>", root, ()) for y in yamls]
     else:
         loaded = [load_with_includes(path, root) for path in yamls]
-    merged = OmegaConf.merge(OmegaConf.create({}), *loaded)
+    merged = OmegaConf.unsafe_merge(OmegaConf.create({}), *loaded)
     for override in overrides:
         parsed = parse_override(override) if isinstance(override, str) else override
-        merged = apply_override(merged, parsed)
+        apply_override(merged, parsed)
     return merged
 
 
-def apply_override(config: DictConfig, override: Override) -> DictConfig:
-    """Return ``config`` with one override merged in.
+def apply_override(config: DictConfig, override: Override) -> None:
+    """Merge one override into ``config``, in place.
 
     Raises:
         ConfigValueError: if the key runs through something that is no mapping.
     """
     try:
-        return OmegaConf.merge(config, override.as_config())
+        config.merge_with(override.as_config())
     except (OmegaConfBaseException, TypeError) as error:
         raise ConfigValueError(
             f"override {override.key}={override.value} does not fit the config: "
@@ -228,10 +228,11 @@ def _with_includes(
                 "to the project's root."
             )
         part = _with_includes(load_yaml(path), str(path), root, (*chain, path.resolve()))
-        merged = OmegaConf.merge(merged, part)
+        # Nobody else holds either part, and copying them is most of what a merge costs.
+        merged = OmegaConf.unsafe_merge(merged, part)
     experiment_keys = _experiment_keys()
     definitions = [key for key in merged if key not in experiment_keys and key not in config]
-    merged = OmegaConf.merge(merged, config)
+    merged = OmegaConf.unsafe_merge(merged, config)
     merged["_definitions"] = sorted({*definitions} - {"_definitions"})
     return merged
 
