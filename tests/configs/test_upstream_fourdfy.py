@@ -19,6 +19,8 @@ from threestudio.launcher.validate import iterate_parts, required_models
 from threestudio.utils.checkpoint import load_checkpoint
 
 from tests.fixtures.launched import ROOT, need_embedded_model
+from tests.fixtures.model_folders import write_stable_diffusion_folder
+from tests.fixtures.video_models import write_videocrafter_folder
 
 FOLDER = ROOT / "tests" / "fixtures" / "upstream_fourdfy"
 SHAPES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
@@ -87,6 +89,28 @@ def test_a_stage_runs_behind_the_one_before_it(tmp_path):
     assert shared <= set(after)
     moved = {key for key in shared if not torch.equal(start[key], after[key])}
     assert moved and all("encoding_time" in key or "time_network" in key for key in moved)
+
+
+def test_videocrafter_itself_takes_two_steps(tmp_path):
+    """Back in the place of the embedded prior, from a tiny folder of random weights."""
+    folder = write_videocrafter_folder(write_stable_diffusion_folder(tmp_path / "prior"))
+    overrides = [
+        "data.prob_multi_view=0.0",  # clips only
+        "system.guidance_type_video=videocrafter-guidance",
+        "system.prompt_processor_type_video=videocrafter-prompt-processor",
+        f"system.prompt_processor_video.pretrained_model_name_or_path={folder}",
+        f"system.guidance_video.pretrained_model_name_or_path={folder}",
+        "system.guidance_video.width=16",
+        "system.guidance_video.height=8",
+    ]
+    trial = run("fourdfy_stage_3_low_vram_vc", tmp_path / "runs", *overrides)
+    system = check(trial)["config"]["system"]
+    assert system["guidance_type_video"] == "videocrafter-guidance"
+    assert system["guidance_video"]["pretrained_model_name_or_path"] == str(folder)
+    (log,) = trial.glob("csv_logs/**/metrics.csv")
+    rows = [row for row in csv.DictReader(log.open()) if row.get("train/loss_sds_video")]
+    assert len(rows) == 2 and all(float(row["train/loss_sds_video"]) > 0 for row in rows)
+    assert not any(row.get("train/loss_sds") for row in rows)
 
 
 @pytest.mark.slow
