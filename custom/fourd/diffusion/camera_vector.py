@@ -5,7 +5,10 @@ scaled to unit length. It leaves apparent size unknown and four-fold silhouettes
 the embedded checkpoints add harmonics of azimuth and elevation and the size of the field of view.
 The embedded video prior is told the scene time of each frame as well, and the products of time and
 words: what a moment looks like depends on which motion the words name, and a sum of the two, all
-that a U-Net's embeddings would make of them, takes it thousands of steps to tell.
+that a U-Net's embeddings would make of them, takes it thousands of steps to tell. A spinning object
+shows what a camera that goes around it the other way would see of one at rest; harmonics of the
+azimuth are therefore those of the azimuth in the object's own frame, where the words say that it
+spins. What was learned of shapes at rest then holds for shapes never seen spinning.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ CAMERA_VECTOR_SIZE = {"mvdream": 16, "embedded": 32}
 TIME_NUMBERS = 1 + 2 * len(TIME_HARMONICS) + 2 * len(AZIMUTH_HARMONICS)
 WORD_CHANNELS = 16
 """Leading channels of a text's last token state, which has attended to the whole text."""
+SPIN_CHANNEL = WORD_CHANNELS
+"""Channel of the last token's state that says how much of what the text names spins."""
+SPIN_SLOPE = 4.0
 VIDEO_VECTOR_SIZE = CAMERA_VECTOR_SIZE["embedded"] + TIME_NUMBERS * (1 + WORD_CHANNELS)
 
 
@@ -75,11 +81,14 @@ def video_class_vector(
 ) -> Float[Tensor, "b n"]:
     """The class vector of a clip's frames: camera, scene time, and words times scene time.
 
+    The camera's harmonics of azimuth are blended with those of azimuth - 2 pi t by the share of
+    what the text names that spins (`spin_logit`).
+
     Args:
         c2w: camera-to-world matrix of each frame.
         fovy: vertical field of view of each frame in radians.
         frame_times: scene time of each frame in [0, 1].
-        text_states: token states of each frame's text, at least 16 wide.
+        text_states: token states of each frame's text, at least 17 wide.
 
     Differentiable in all of them.
     """
@@ -110,8 +119,18 @@ def camera_and_time(
 def with_words(
     vectors: Float[Tensor, "b m"], text_states: Float[Tensor, "b l d"]
 ) -> Float[Tensor, "b n"]:
-    """Append to `camera_and_time` each of its numbers of time times each word channel."""
-    time = vectors[:, CAMERA_VECTOR_SIZE["embedded"] :]
+    """Make `video_class_vector` of `camera_and_time`: what the words have a part in is added."""
+    azimuths = 2 * len(AZIMUTH_HARMONICS)
+    matrix, azimuth, other, time = vectors.split(
+        (16, azimuths, CAMERA_VECTOR_SIZE["embedded"] - 16 - azimuths, TIME_NUMBERS), dim=-1
+    )
+    spins = torch.sigmoid(spin_logit(text_states)).to(vectors).unsqueeze(-1)
+    azimuth = torch.lerp(azimuth, time[:, -azimuths:], spins)
     words = text_states[:, -1, :WORD_CHANNELS].to(vectors)
     products = (words.unsqueeze(-1) * time.unsqueeze(-2)).flatten(1)
-    return torch.cat((vectors, products), dim=-1)
+    return torch.cat((matrix, azimuth, other, time, products), dim=-1)
+
+
+def spin_logit(text_states: Float[Tensor, "b l d"]) -> Float[Tensor, "b"]:
+    """Logit of the share of the named objects that spin, as the text encoder was taught to say."""
+    return SPIN_SLOPE * text_states[:, -1, SPIN_CHANNEL]

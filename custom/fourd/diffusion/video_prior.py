@@ -21,7 +21,7 @@ class VideoFacts:
 
     num_frames: int = 16
     """Frames of a clip that the model was trained with at most."""
-    class_vector: str = "embedded-time"
+    class_vector: str = "embedded-spin"
     """What its class vector holds: `camera_vector.video_class_vector`."""
     image_size: int = 64
     """Edge of a frame in pixels."""
@@ -61,9 +61,10 @@ def read_video_facts(root: Path) -> VideoFacts:
             expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in types.items())
             raise ValueError(f"{path} holds {key}={value!r}; expected the keys {expected}.")
     facts = VideoFacts(**content)
-    if facts.class_vector != "embedded-time":
+    if facts.class_vector != "embedded-spin":
         raise ValueError(
-            f"{path} asks for the class vector {facts.class_vector!r}; expected 'embedded-time'."
+            f"{path} asks for the class vector {facts.class_vector!r}; expected 'embedded-spin'. "
+            "Remake it with custom.fourd.scripts.train_video."
         )
     return facts
 

@@ -13,7 +13,7 @@ from custom.fourd.diffusion.camera_vector import VIDEO_VECTOR_SIZE
 from .make_family import ASSETS, load_family
 
 UNET_CHANNELS = (32, 64, 128)
-VIDEO_FACTS = {"num_frames": 16, "class_vector": "embedded-time", "image_size": 64}
+VIDEO_FACTS = {"num_frames": 16, "class_vector": "embedded-spin", "image_size": 64}
 EDIT_FACTS = {"image_size": 64}
 MULTIVIEW_FACTS = {"num_views": 4, "camera_vector": "embedded", "image_size": 64}
 

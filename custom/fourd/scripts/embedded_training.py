@@ -77,6 +77,7 @@ class Trainer:
         class_rate_factor: the class embedding learns so many times faster.
         timestep_power: timesteps are 1000 u ** power, u in [0, 1); lower means more noise.
         complete: (a batch's class vectors, token states) -> the class vectors that the U-Net gets.
+        text_loss: (captions, token states) -> what is added to the loss, a scalar.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Trainer:
         class_rate_factor: float = 1.0,
         timestep_power: float = TIMESTEP_POWER,
         complete: Callable[[Tensor, Tensor], Tensor] | None = None,
+        text_loss: Callable[[list[str], Tensor], Tensor] | None = None,
     ) -> None:
         self.text_encoder, self.unet = build_text_encoder(), unet
         self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
@@ -109,7 +111,7 @@ class Trainer:
             ),
         )
         self.rate, self.ema_decay, self.timestep_power = rate, ema_decay, timestep_power
-        self.complete = complete
+        self.complete, self.text_loss = complete, text_loss
         self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
         self.step_count = 0
 
@@ -148,7 +150,8 @@ class Trainer:
         predicted = self.unet(noisy, timesteps, states, class_labels=vectors).sample
         loss = functional.mse_loss(predicted, target)
         self.modules.zero_grad(set_to_none=True)
-        loss.backward()
+        total = loss + self.text_loss(batch.captions, states) if self.text_loss else loss
+        total.backward()
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -301,9 +304,7 @@ def checkpoint_paths(args: argparse.Namespace) -> tuple[Path, Path]:
     return args.work / f"{args.name}.pt", args.work / f"{args.name}_stable.pt"
 
 
-def restore(
-    trainer: Trainer, args: argparse.Namespace, begin: Callable[[Trainer], None]
-) -> None:
+def restore(trainer: Trainer, args: argparse.Namespace, begin: Callable[[Trainer], None]) -> None:
     """Continue where the work folder stands; a decay that was made for other steps is undone.
 
     `begin` is called where there is nothing to continue.

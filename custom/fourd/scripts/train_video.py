@@ -14,12 +14,15 @@ one; on a CPU use one process with one thread per core, as for `train_multiview`
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
-from custom.fourd.diffusion.camera_vector import camera_and_time, with_words
+from custom.fourd.diffusion.camera_vector import camera_and_time, spin_logit, with_words
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
-from custom.fourd.world.grammar import WorldScene
+from custom.fourd.world.grammar import WorldScene, parse_caption
 
 from .embedded_models import ASSETS, VIDEO_FACTS, build_video_unet
 from .embedded_training import (
@@ -44,6 +47,8 @@ CLASS_RATE_FACTOR = 4.0
 """The class embedding's learning rate: what a motion's word means depends on time alone."""
 TIMESTEP_POWER = 0.4
 """Motion is decided where there is much noise."""
+SPIN_LOSS_WEIGHT = 0.2
+"""Of the cross entropy that teaches the text encoder to say how much of a scene spins."""
 CLIP_LENGTHS = ((1, 0.70), (4, 0.10), (8, 0.14), (16, 0.06))
 """Frames that are joined in a step, and the share of the steps. Lone frames of many different clips
 teach what a caption, a camera and a time look like; the others, that frames belong together."""
@@ -101,6 +106,21 @@ def _spins(scene: WorldScene) -> bool:
     return any(item.motion == "spinning" for item in scene.objects)
 
 
+@cache
+def _spinning_share(caption: str) -> float:
+    """Share of the named objects that spin; none in an empty caption."""
+    objects = parse_caption(caption).objects if caption else ()
+    return sum(item.motion == "spinning" for item in objects) / max(len(objects), 1)
+
+
+def spin_loss(captions: list[str], states: Tensor) -> Tensor:
+    """Cross entropy of `spin_logit` with what the captions say."""
+    shares = torch.tensor([_spinning_share(caption) for caption in captions])
+    logits = spin_logit(states)
+    loss = functional.binary_cross_entropy_with_logits(logits, shares.to(logits))
+    return SPIN_LOSS_WEIGHT * loss
+
+
 def _draw_length(generator: torch.Generator) -> int:
     lengths, shares = zip(*CLIP_LENGTHS, strict=True)
     return lengths[int(torch.multinomial(torch.tensor(shares), 1, generator=generator))]
@@ -116,7 +136,13 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     vae = committed_autoencoder()
     trainer = Trainer(
-        build_video_unet(), args.rate, args.ema, CLASS_RATE_FACTOR, TIMESTEP_POWER, with_words
+        build_video_unet(),
+        args.rate,
+        args.ema,
+        CLASS_RATE_FACTOR,
+        TIMESTEP_POWER,
+        with_words,
+        spin_loss,
     )
 
     def begin(fresh: Trainer) -> None:

@@ -10,6 +10,7 @@ from custom.fourd.diffusion.camera_vector import (
     VIDEO_VECTOR_SIZE,
     camera_and_time,
     camera_vector,
+    spin_logit,
     video_class_vector,
 )
 from custom.fourd.ops.camera import camera_from_orbit
@@ -103,21 +104,46 @@ def test_a_frame_is_told_camera_and_time_by_hand():
     assert numbers[32:].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def states_that_spin(*logits: float) -> torch.Tensor:
+    states = torch.randn(len(logits), 5, 24, generator=torch.Generator().manual_seed(0)).double()
+    states[:, 4, 16] = torch.tensor(logits).double() / 4
+    return states
+
+
 def test_words_times_time_by_hand():
     """Every number of time times every one of sixteen channels of the last token, by two loops."""
-    g = torch.Generator().manual_seed(0)
     poses, fovy = orbit([10.0, 20.0], [50.0, 60.0]), torch.full((2,), 0.7).double()
-    times, states = torch.tensor([0.3, 0.9]).double(), torch.randn(2, 5, 24, generator=g).double()
+    times, states = torch.tensor([0.3, 0.9]).double(), states_that_spin(-1e3, -1e3)
     numbers = video_class_vector(poses, fovy, times, states)
     alone = camera_and_time(poses, fovy, times)
     assert numbers.shape == (2, VIDEO_VECTOR_SIZE) == (2, 355)
-    assert torch.equal(numbers[:, :51], alone)
+    assert torch.equal(numbers[:, :51], alone), "nothing spins: camera and time as they are"
     expected = [
         [float(states[row, 4, channel] * alone[row, 32 + number])
          for channel in range(16) for number in range(19)]
         for row in range(2)
     ]  # fmt: skip
     torch.testing.assert_close(numbers[:, 51:], torch.tensor(expected).double())
+
+
+def test_harmonics_are_of_the_azimuth_that_a_spinning_object_sees():
+    """By hand for all, a third and nothing of the scene spinning; nothing else of 51 differs."""
+    poses, fovy = orbit([10.0] * 3, [50.0] * 3), torch.full((3,), 0.7).double()
+    times, shares = torch.full((3,), 0.3).double(), (1.0, 1 / 3, 0.0)
+    states = states_that_spin(1e3, -math.log(2), -1e3)
+    assert torch.sigmoid(spin_logit(states)).tolist() == pytest.approx(shares)
+    numbers = video_class_vector(poses, fovy, times, states)
+    still, seen = math.radians(50), math.radians(50) - 2 * math.pi * 0.3
+    for row, share in enumerate(shares):
+        expected = []
+        for harmonic in (1, 2, 3, 4, 6):
+            for wave in (math.cos, math.sin):
+                both = wave(harmonic * seen), wave(harmonic * still)
+                expected.append(share * both[0] + (1 - share) * both[1])
+        assert numbers[row, 16:26].tolist() == pytest.approx(expected, abs=1e-6)
+    alone = camera_and_time(poses, fovy, times)
+    assert torch.equal(numbers[:, :16], alone[:, :16])
+    assert torch.equal(numbers[:, 26:51], alone[:, 26:])
 
 
 def test_turning_with_a_spinning_object_keeps_its_azimuth():

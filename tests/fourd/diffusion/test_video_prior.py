@@ -50,7 +50,7 @@ def test_a_folder_without_facts_is_no_embedded_prior(tmp_path):
     [
         ({"frames": 3}, r"holds frames=3; expected the keys num_frames \(int\)"),
         ({"num_frames": "16"}, r"holds num_frames='16'; expected"),
-        ({"class_vector": "mvdream"}, r"class vector 'mvdream'; expected 'embedded-time'"),
+        ({"class_vector": "mvdream"}, r"class vector 'mvdream'; expected 'embedded-spin'"),
     ],
 )
 def test_wrong_facts_are_named(tmp_path, facts, message):

@@ -163,8 +163,6 @@ def test_training_can_start_from_the_committed_weights():
     assert trainer.step_count == 0
 
 
-
-
 def test_a_wider_class_vector_begins_without_influence():
     torch.manual_seed(0)
     trainer = Trainer(build_video_unet(), rate=1e-3, ema_decay=0.99)
@@ -179,6 +177,28 @@ def test_a_wider_class_vector_begins_without_influence():
         expected = narrow.unet(latents, 500, text, class_labels=camera).sample
         wide = trainer.unet(latents, 500, text, class_labels=torch.cat((camera, time), 1)).sample
     torch.testing.assert_close(wide, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_loss_of_the_text_reaches_the_text_encoder_and_is_not_reported(source):
+    """It moves the text encoder's gradient by its own; what is reported stays the velocity's."""
+    captions = []
+
+    def text_loss(words, states):
+        captions.extend(words)
+        return states.square().sum()
+
+    batch = source.batch(0, 1)
+    gradients, losses = [], []
+    for extra in (None, text_loss):
+        torch.manual_seed(0)
+        trainer = Trainer(build_multiview_unet(), 0.0, 0.99, text_loss=extra)
+        trainer.load_asset(ASSETS / "multiview")
+        losses.append(trainer.train_step(batch, 0.0, 1))
+        gradients.append([p.grad.clone() for p in trainer.modules.parameters()])
+        text = sum(1 for _ in trainer.text_encoder.parameters())
+    assert captions == batch.captions and losses[0] == losses[1]
+    moved = [not torch.allclose(a, b) for a, b in zip(*gradients, strict=True)]
+    assert any(moved[:text])
 
 
 # Runs that are cut and lengthened

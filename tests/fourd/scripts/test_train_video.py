@@ -1,12 +1,21 @@
 """Training batches of the video prior."""
 
+import math
+
 import pytest
 import torch
 
 from custom.fourd.diffusion.camera_vector import camera_and_time
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
 from custom.fourd.scripts.make_family import ASSETS
-from custom.fourd.scripts.train_video import CLIP_LENGTHS, SPIN_SHARE, ClipSource, main
+from custom.fourd.scripts.train_video import (
+    CLIP_LENGTHS,
+    SPIN_LOSS_WEIGHT,
+    SPIN_SHARE,
+    ClipSource,
+    main,
+    spin_loss,
+)
 from custom.fourd.scripts.world_clips import WorldClips, render_clips
 from custom.fourd.scripts.world_views import FOVY_RAD
 from custom.fourd.world.grammar import parse_caption
@@ -88,6 +97,18 @@ def test_what_spins_is_drawn_more_often_than_it_occurs():
     lone = [caption for caption in drawn if "next to" not in caption and caption]
     share = sum("spinning" in caption for caption in lone) / len(lone)
     assert abs(share - (SPIN_SHARE + (1 - SPIN_SHARE) / 10)) < 0.1
+
+
+def test_the_text_encoder_is_taught_how_much_spins_by_hand():
+    captions = ["a red cube spinning", "a red cube spinning next to a blue ball", "a red cube", ""]
+    logits = (2.0, -1.0, 0.5, -3.0)
+    states = torch.zeros(4, 5, 24)
+    states[:, 4, 16] = torch.tensor(logits) / 4
+    expected = 0.0
+    for logit, share in zip(logits, (1.0, 0.5, 0.0, 0.0), strict=True):
+        says = 1 / (1 + math.exp(-logit))
+        expected -= (share * math.log(says) + (1 - share) * math.log(1 - says)) / 4
+    assert float(spin_loss(captions, states)) == pytest.approx(SPIN_LOSS_WEIGHT * expected)
 
 
 def test_the_command_needs_clips(tmp_path, capsys):
