@@ -1,5 +1,7 @@
 """`configs/models.yaml`: sizes that follow from the published layouts, and commands that exist."""
 
+import re
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -29,6 +31,20 @@ def test_every_model_says_how_large_it_is_and_what_is_unverified(name):
     if not model["id"].startswith("embedded://"):
         assert model["unverified"] == ["revision", "size_gb", "files_gb"]
         assert model["revision"] is None
+
+
+def test_every_embedded_model_that_a_config_names_is_in_the_table():
+    """Their folders, and nothing else: what a config asks for is told and can be had."""
+    named = {
+        model
+        for path in (ROOT / "custom" / "configs").glob("*.yaml")
+        for model in re.findall(r"embedded://(\w+)", path.read_text(encoding="utf-8"))
+    }
+    listed = {name.removeprefix("embedded_") for name in MODELS if name.startswith("embedded_")}
+    assert {f"embedded://{name}" for name in listed} == {
+        model["id"] for model in MODELS.values() if model["id"].startswith("embedded://")
+    }
+    assert named <= listed
 
 
 @pytest.mark.parametrize("name", COUNTED)
