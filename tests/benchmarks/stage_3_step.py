@@ -5,11 +5,11 @@
 
 Stage 1 is trained for some steps first, so that the occupancy is that of a scene. Then the steps of
 stage 3, view groups and clips by turns, are timed with the embedded priors and without guidance,
-where a plain mean of the squared image stands for it, on each back end of the hash grid. Every run
-has a process of its own in memory terms: what a GPU allocated at most is counted per run, a CPU's
-peak is the process's so far. `--clip` times clips of 16 frames at 288 x 160 alone, without
-guidance, in the published grid: the rendering of a video step. `--write` stores the report under
-tests/benchmarks/results/.
+where a plain mean of the squared image stands for it, on each back end of the hash grid. Peak
+memory is what a GPU allocated at most in a case; on a CPU it is the process's so far. `--clip` times
+clips of 16 frames at 288 x 160 alone, without guidance, in the published grid: the rendering of a
+video step. `--cpu-time` counts the time that the process itself was running, for one thread on a
+busy machine. `--write` stores the report under tests/benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -158,12 +158,12 @@ def main() -> None:
     facts = describe_circumstances(torch.get_num_threads())
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
-    given = [*arguments.overrides, *(PUBLISHED_GRID if arguments.clip else ())]
+    given = [*(PUBLISHED_GRID if arguments.clip else ()), *arguments.overrides]
     cases = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = scene_at_rest(given, arguments.stage_1_steps, device, folder)
-        given += [f"system.weights={weights}", *(CLIPS if arguments.clip else ())]
+        given = [f"system.weights={weights}", *(CLIPS if arguments.clip else ()), *given]
         for backend in arguments.backends or default_backends(device):
             for guided in (False,) if arguments.clip else (True, False):
                 cases.append(measure(arguments, given, folder, backend, guided))
