@@ -28,6 +28,7 @@ REGISTRY: dict[str, str] = {
     "animatediff-guidance": "guidance.animatediff_guidance",
     "dycheck-datamodule": "data.dycheck_datamodule",
     "dynerf-datamodule": "data.dynerf_datamodule",
+    "fourd-pair-datamodule": "data.fourd_pair_datamodule",
     "fourd-reconstruction-system": "systems.fourd_reconstruction_system",
     "fourdfy-system": "systems.fourdfy_system",
     "instruction-prompt-processor": "prompts.instruction_prompt_processor",
@@ -59,6 +60,7 @@ register_embedded_root(_package_folder / "assets")
 register_doctor("python -m custom.fourd.scripts.doctor")
 register_model_table(_package_folder.parents[1] / "configs" / "models.yaml")
 register_model_class("PatchAutoencoder", f"{__name__}.diffusion.patch_autoencoder:PatchAutoencoder")
+register_model_class("CLIPVisionModelWithProjection", "transformers:CLIPVisionModelWithProjection")
 # The other two names are what public conversions of VideoCrafter2 call the same network.
 for _name in ("VideoCrafterUNet", "UNetVideoCrafter", "UNet3DVideoCrafterConditionModel"):
     register_model_class(_name, f"{__name__}.diffusion.videocrafter_unet:VideoCrafterUNet")

@@ -140,6 +140,18 @@ def decode_video(path: Path) -> Iterator[np.ndarray]:
     """Yield a video's frames [h w 3] in order, turned upright as its metadata says.
 
     Raises:
+        ValueError: see `decode_timed`.
+    """
+    for _, picture in decode_timed(path):
+        yield picture
+
+
+def decode_timed(path: Path) -> Iterator[tuple[float | None, np.ndarray]]:
+    """Yield (when it is shown, in seconds; None if the file does not tell) and each frame [h w 3].
+
+    Frames come in order, turned upright as the file's metadata says.
+
+    Raises:
         ValueError: the file is no readable video, or it is cut: decoding fails, or fewer frames
             come out than its index lists. The message names the file and how far it got.
     """
@@ -154,7 +166,7 @@ def decode_video(path: Path) -> Iterator[np.ndarray]:
             for frame in container.decode(stream):
                 picture = frame.to_ndarray(format="rgb24")
                 turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                yield np.ascontiguousarray(np.rot90(picture, turns))
+                yield frame.time, np.ascontiguousarray(np.rot90(picture, turns))
                 done += 1
     except av.error.FFmpegError as error:
         raise ValueError(_unreadable(path, error, done)) from error

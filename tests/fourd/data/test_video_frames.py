@@ -7,6 +7,7 @@ from PIL import Image
 
 from custom.fourd.data.video_frames import (
     FrameSource,
+    decode_timed,
     decode_video,
     downsampled_size,
     list_pictures,
@@ -19,6 +20,7 @@ from custom.fourd.data.video_frames import (
     resize_frame,
 )
 from custom.fourd.world.writers import write_mp4
+from tests.fixtures.video_files import grey_frames, write_h264
 
 
 def numbered(count, height=32, width=48):
@@ -215,3 +217,12 @@ def test_shrinking_averages_instead_of_picking():
     board = 255 * (np.indices((16, 16)).sum(axis=0) % 2).astype(np.uint8)
     small = resize_frame(np.repeat(board[..., None], 3, axis=-1), 8, 8)
     assert abs(small[2:-2, 2:-2].astype(int) - 127).max() < 6
+
+
+def test_frames_come_with_the_second_at_which_they_are_shown(tmp_path):
+    seconds = [0.0, 0.04, 0.5, 0.52]
+    path = write_h264(tmp_path / "uneven.mp4", grey_frames(4), seconds)
+    timed = list(decode_timed(path))
+    assert [second for second, _ in timed] == pytest.approx(seconds, abs=2e-3)
+    left = [float(frame[:, :13].mean()) for _, frame in timed]
+    assert left == pytest.approx([10, 20, 30, 40], abs=1.5)
