@@ -6,10 +6,10 @@
 Stage 1 is trained for some steps first, so that the occupancy is that of a scene. Then the steps of
 stage 3, view groups and clips by turns, are timed with the embedded priors and without guidance,
 where a plain mean of the squared image stands for it, on each back end of the hash grid. Peak
-memory is what a GPU allocated at most in a case; on a CPU it is the process's so far. `--clip` times
-clips of 16 frames at 288 x 160 alone, without guidance, in the published grid: the rendering of a
-video step. `--cpu-time` counts the time that the process itself was running, for one thread on a
-busy machine. `--write` stores the report under tests/benchmarks/results/.
+memory is what a GPU allocated at most in a case; on a CPU it is the process's so far. `--clip`
+times clips of 16 frames at 288 x 160 alone, without guidance, in the published grid: the rendering
+of a video step. `--cpu-time` counts the time that the process itself was running, for one thread on
+a busy machine. `--write` stores the report under tests/benchmarks/results/.
 """
 
 from __future__ import annotations
