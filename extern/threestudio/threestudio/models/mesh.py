@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import threestudio
+from threestudio.models.uv_atlas import TriangleAtlas, plan_atlas
 from threestudio.utils.ops import dot
 
 
@@ -31,6 +32,7 @@ class Mesh:
         self._v_nrm: Tensor | None = None
         self._v_rgb: Tensor | None = None
         self._edges: Tensor | None = None
+        self._atlas: TriangleAtlas | None = None
         self.extras: dict[str, Any] = {}
         for name, value in kwargs.items():
             self.add_extra(name, value)
@@ -67,19 +69,24 @@ class Mesh:
         return self._edges
 
     @property
-    def v_tex(self) -> Tensor:
-        """Texture coordinates; they need an unwrapping, see `unwrap_uv`."""
-        return self.unwrap_uv()
+    def v_tex(self) -> Float[Tensor, "Nt 2"]:
+        """Texture coordinates in [0, 1], v downwards; made by `unwrap_uv` unless it was called."""
+        if self._atlas is None:
+            self.unwrap_uv()
+        return self._atlas.corners().reshape(-1, 2).to(self.v_pos)
 
     @property
-    def t_tex_idx(self) -> Tensor:
-        """Texture indices; they need an unwrapping, see `unwrap_uv`."""
-        return self.unwrap_uv()
+    def t_tex_idx(self) -> Int[Tensor, "Nf 3"]:
+        """Index in ``v_tex`` of each corner; no corners share one."""
+        return torch.arange(3 * len(self.t_pos_idx)).view(-1, 3).to(self.t_pos_idx)
 
     @property
     def v_tng(self) -> Tensor:
-        """Tangents; they need texture coordinates, see `unwrap_uv`."""
-        return self.unwrap_uv()
+        """Refuse: where every triangle is a chart of its own, a vertex has no tangent."""
+        raise NotImplementedError(
+            "vertex tangents need charts of many triangles, which xatlas would make and this "
+            "atlas of single triangles does not; use normals (v_nrm)."
+        )
 
     def set_vertex_color(self, v_rgb: Float[Tensor, "Nv 3"]) -> None:
         """Give every vertex a colour in [0, 1]."""
@@ -89,12 +96,20 @@ class Mesh:
             )
         self._v_rgb = v_rgb
 
-    def unwrap_uv(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Refuse: there is no unwrapping yet."""
-        raise NotImplementedError(
-            "UV unwrapping needs xatlas, which is not supported yet; export vertex colours instead "
-            "(system.exporter.fmt=obj)."
-        )
+    def unwrap_uv(
+        self,
+        xatlas_chart_options: dict | None = None,
+        xatlas_pack_options: dict | None = None,
+        texture_size: int = 1024,
+    ) -> TriangleAtlas:
+        """Lay the triangles out in a texture; ``v_tex`` and ``t_tex_idx`` are of the last call.
+
+        Args:
+            xatlas_chart_options, xatlas_pack_options: of the original's unwrapping; not used.
+            texture_size: texels a side at most; more where the triangles need them.
+        """
+        self._atlas = plan_atlas(len(self.t_pos_idx), texture_size)
+        return self._atlas
 
     def remove_outlier(self, outlier_n_faces_threshold: int | float) -> "Mesh":
         """Return the mesh without connected parts that have too few faces.

@@ -1,7 +1,9 @@
 """The mesh exporter on a scene whose shape and colour are known."""
 
 import logging
+import math
 
+import numpy as np
 import pytest
 import threestudio
 import torch
@@ -75,17 +77,92 @@ def test_without_colour():
     assert output.params["mesh"].v_rgb is None and not output.params["save_vertex_color"]
 
 
-def test_textures_fall_back_with_one_line(caplog, monkeypatch):
-    monkeypatch.setattr(threestudio.logger, "propagate", True)
-    with caplog.at_level(logging.WARNING, logger=threestudio.logger.name):
-        (output,) = build()()
-    assert output.save_type == "obj"
-    assert [record for record in caplog.records if "needs xatlas" in record.getMessage()]
+class TestTextures:
+    def export(self, folder, material=None, **config):
+        """Write as a system does, and read back by another library."""
+        import trimesh
+        from threestudio.utils.saving import SaverMixin
+
+        saver = SaverMixin()
+        saver.set_save_dir(folder)
+        (output,) = build(material=material, **config)()
+        saver.save_obj(output.save_name, **output.params)
+        return trimesh.load(folder / "model.obj", process=False)
+
+    @pytest.mark.parametrize(
+        ("suffix", "largest", "mean"), [("png", 0.005, 0.0025), ("jpg", 0.3, 0.03)]
+    )
+    def test_between_the_corners_the_colour_is_the_scenes(self, tmp_path, suffix, largest, mean):
+        """The colour is linear in the position, so that bilinear reading has to give it back.
+
+        Eight bits cut off up to 1 / 255. A jpg has half as many texels for hue, so that single
+        triangles lend theirs to neighbours.
+        """
+        read = self.export(tmp_path, texture_size=512, texture_format=suffix)
+        assert (tmp_path / f"texture_kd.{suffix}").is_file() and (tmp_path / "model.mtl").is_file()
+        assert read.volume == pytest.approx(4 / 3 * math.pi * 0.125, rel=0.05)
+        shares = torch.rand((len(read.faces), 3), generator=torch.Generator().manual_seed(0))
+        shares = (shares / shares.sum(-1, keepdim=True)).numpy()[..., None]
+        points = (read.vertices[read.faces] * shares).sum(1)
+        places = (read.visual.uv[read.faces] * shares).sum(1)
+        picture = np.asarray(read.visual.material.image.convert("RGB")) / 255.0
+        found = bilinear(picture, places)
+        error = np.abs(found - (points + 0.5).clip(0, 1))
+        assert error.max() < largest and error.mean() < mean
+
+    def test_a_texture_that_is_too_small_grows_with_one_line(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(threestudio.logger, "propagate", True)
+        with caplog.at_level(logging.WARNING, logger=threestudio.logger.name):
+            read = self.export(tmp_path, texture_size=16)
+        (record,) = [r for r in caplog.records if "texture_size is 16" in r.getMessage()]
+        size = read.visual.material.image.size[0]
+        assert f"the texture has {size} texels" in record.getMessage() and size > 16
+
+    def test_all_maps_of_a_material(self, tmp_path):
+        from threestudio.models.materials.base import BaseMaterial
+
+        class Metal(BaseMaterial):
+            def export(self, points, features, **kwargs):
+                rough = torch.full_like(points[:, :1], 0.25)
+                return {
+                    "albedo": features,
+                    "metallic": 1 - rough,
+                    "roughness": rough,
+                    "other": rough,
+                }
+
+        (output,) = build(material=Metal({}), texture_size=64)()
+        maps = {key: value for key, value in output.params.items() if key.startswith("map_")}
+        assert set(maps) == {"map_Kd", "map_Pm", "map_Pr", "map_format"}
+        assert maps["map_Pr"].ndim == 2 and torch.allclose(maps["map_Pr"], torch.tensor(0.25))
+        self.export(tmp_path, material=Metal({}), texture_size=64)
+        assert "map_Pr texture_roughness.jpg" in (tmp_path / "model.mtl").read_text()
+
+    def test_without_a_texture(self, tmp_path):
+        (output,) = build(save_texture=False)()
+        assert output.params["save_uv"] and output.params["save_mat"]
+        assert "map_Kd" not in output.params
+
+
+def bilinear(picture, places):
+    """Read a picture at texture coordinates, v upwards, as a renderer does."""
+    size = picture.shape[0]
+    x, y = places[:, 0] * size - 0.5, (1 - places[:, 1]) * size - 0.5
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    total = 0.0
+    for dy in (0, 1):
+        for dx in (0, 1):
+            weight = (1 - np.abs(x - left - dx)) * (1 - np.abs(y - top - dy))
+            rows, columns = (top + dy).clip(0, size - 1), (left + dx).clip(0, size - 1)
+            total = total + weight[:, None] * picture[rows, columns]
+    return total
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="exporter.fmt is 'ply'; expected 'obj' or 'obj-mtl'"):
         build(fmt="ply")()
+    with pytest.raises(ValueError, match="save_uv is false and save_texture is true; a texture n"):
+        build(save_uv=False)()
     from threestudio.models.materials.base import BaseMaterial
 
     with pytest.raises(ValueError, match="BaseMaterial exports no albedo"):
