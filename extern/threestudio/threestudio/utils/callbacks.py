@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 import threestudio
 from threestudio.launcher.progress import RunProgress
 from threestudio.utils.config import config_to_primitive, dump_config
-from threestudio.utils.redaction import redact, redact_tree, redact_values
+from threestudio.utils.redaction import redact, redact_tree, redact_values, secret_values
 from threestudio.utils.saving import replacing
 
 # Data and weights have their own records; a snapshot is for reading.
@@ -70,10 +70,11 @@ class CodeSnapshotCallback(VersionedCallback):
 
     def save_snapshot(self) -> None:
         """Copy the files."""
+        secrets = secret_values()
         for name in self.get_file_list():
             target = os.path.join(self.savedir, name)
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            _copy_without_credentials(name, target)
+            _copy_without_credentials(name, target, secrets)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -125,14 +126,14 @@ def _is_private(name: str) -> bool:
     return base.startswith(".env") or base == ".netrc" or base.endswith((".pem", ".key"))
 
 
-def _copy_without_credentials(source: str, target: str) -> None:
+def _copy_without_credentials(source: str, target: str, secrets: list[str]) -> None:
     data = Path(source).read_bytes()
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         shutil.copyfile(source, target)
         return
-    clean = redact_values(text)
+    clean = redact_values(text, secrets)
     Path(target).write_bytes(data if clean == text else clean.encode("utf-8"))
 
 

@@ -28,9 +28,10 @@ _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|sk-[\w-]{20,}|wandb_v\d_\w{20,}|AKIA[0-9A-Z]{16})"
 )
-_USER_OF_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"<>]+(?=@)")
+# Both begin with what is rare, which a search skips to; a look behind would stop at every letter.
+_USER_OF_ADDRESS = re.compile(r"(://)[^/\s@'\"<>]+(?=@)")
 _SIGNATURE_OF_ADDRESS = re.compile(
-    r"(?<=[?&])((?:token|key|api_?key|access_token|sig|signature|password|X-Amz-\w+)=)[^&\s'\"]+",
+    r"([?&](?:token|key|api_?key|access_token|sig|signature|password|X-Amz-\w+)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
 _ASSIGNMENT = re.compile(r"(?P<key>[A-Za-z][\w.-]*)(?P<sign>\"?'?\s*[=:]\s*)(?P<value>[^\s#,}\]]+)")
@@ -51,11 +52,16 @@ def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
     return sorted(values, key=len, reverse=True)  # one may be part of another
 
 
-def redact_values(text: str) -> str:
-    """Return ``text`` without known credentials, without those in addresses or of a known form."""
-    for value in secret_values():
+def redact_values(text: str, secrets: Sequence[str] | None = None) -> str:
+    """Return ``text`` without known credentials, without those in addresses or of a known form.
+
+    Args:
+        text: anything.
+        secrets: the known ones, for callers with many texts; None takes `secret_values`.
+    """
+    for value in secret_values() if secrets is None else secrets:
         text = text.replace(value, REDACTED)
-    text = _USER_OF_ADDRESS.sub(REDACTED, text)
+    text = _USER_OF_ADDRESS.sub(rf"\g<1>{REDACTED}", text)
     text = _SIGNATURE_OF_ADDRESS.sub(rf"\g<1>{REDACTED}", text)
     return _FORMS.sub(REDACTED, text)
 
