@@ -1,6 +1,7 @@
 """Nearest valid names for a mistyped one."""
 
 import difflib
+import heapq
 from collections.abc import Iterable
 
 
@@ -16,8 +17,24 @@ def nearest(name: str, candidates: Iterable[str], n: int = 3, cutoff: float = 0.
     lowered = {}
     for candidate in sorted(candidates):
         lowered.setdefault(candidate.lower(), candidate)
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=n, cutoff=cutoff)
-    return [lowered[item] for item in close]
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(name.lower())
+    bounds = []
+    for item in lowered:
+        matcher.set_seq1(item)
+        if matcher.real_quick_ratio() >= cutoff and (bound := matcher.quick_ratio()) >= cutoff:
+            bounds.append((bound, item))
+    # The exact similarity is slow and never above its bound, so few have to be asked for it.
+    close: list[tuple[float, str]] = []
+    for bound, item in sorted(bounds, reverse=True):
+        if len(close) == n and bound < close[0][0]:
+            break
+        matcher.set_seq1(item)
+        if (ratio := matcher.ratio()) >= cutoff:
+            heapq.heappush(close, (ratio, item))
+            if len(close) > n:
+                heapq.heappop(close)
+    return [lowered[item] for _, item in sorted(close, reverse=True)]
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
