@@ -31,6 +31,7 @@ REGISTRY: dict[str, str] = {
     "fourd-pair-datamodule": "data.fourd_pair_datamodule",
     "fourd-reconstruction-system": "systems.fourd_reconstruction_system",
     "fourdfy-system": "systems.fourdfy_system",
+    "instruct4d-system": "systems.instruct4d_system",
     "instruction-prompt-processor": "prompts.instruction_prompt_processor",
     "joint-frames-guidance": "guidance.joint_frames_guidance",
     "mask-nerf-volume-renderer": "renderers.mask_nerf_volume_renderer",

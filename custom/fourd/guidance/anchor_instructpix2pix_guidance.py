@@ -98,10 +98,19 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
             self.cfg.enable_channels_last_format,
         )
         self.unet, self.vae = prior.unet, prior.autoencoder
+        self.final_alpha_cumprod = prior.final_alpha_cumprod
         self.setup_schedule(prior.schedule)
-        self.denoiser = EditDenoiser(
-            prior.unet, prior.schedule, prior.final_alpha_cumprod, self.cfg.attention
-        )
+        self._build_denoiser(self.cfg.attention)
+
+    def _build_denoiser(self, attention: str) -> None:
+        self.denoiser = EditDenoiser(self.unet, self.schedule, self.final_alpha_cumprod, attention)
+
+    def move_to(self, device: torch.device) -> None:
+        """Edit on another device from now on; results come from there."""
+        self.device = device
+        self.unet, self.vae = self.unet.to(device), self.vae.to(device)
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        self._build_denoiser(self.denoiser.attention)
 
     def _check_keys(self) -> None:
         if self.cfg.chunk_size < 1:

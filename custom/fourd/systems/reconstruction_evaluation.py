@@ -74,7 +74,7 @@ class FrameScores:
 
 
 class ReconstructionEvaluation:
-    """Mixin of `FourdReconstructionSystem` with what it does outside of training.
+    """Mixin of `VideoReconstruction` with what it does outside of training.
 
     Uses of the system: `scene`, the savers, its clock.
     """
@@ -140,8 +140,15 @@ class ReconstructionEvaluation:
             for row in _rows(chosen[first : first + SHEET_COLUMNS])
         ]
         self.save_image_grid(f"it{step}-test-sheet.png", sheet, name="contact_sheet", step=step)
-        metrics = self._tested.summary() | self._circumstances()
+        metrics = self._metrics() | self._circumstances()
         self.save_json("metrics.json", metrics)
+        self._tell(metrics)
+
+    def _metrics(self) -> dict[str, Any]:
+        """Figures of the tested frames."""
+        return self._tested.summary()
+
+    def _tell(self, metrics: dict[str, Any]) -> None:
         threestudio.info(
             "held-out frames: PSNR %.2f dB (lowest %.2f; the best still picture: %.2f), SSIM %.3f",
             metrics["psnr"], metrics["psnr_min"], metrics["psnr_best_static"], metrics["ssim"],

@@ -162,3 +162,9 @@ def test_rays_that_the_field_cannot_see_are_refused():
 def test_missing_videos_are_named(tmp_path):
     run = launch("--train", tmp_path, "data.dataroot=nowhere", config=CONFIG)
     assert run.status != 0 and "data.dataroot is 'nowhere', which does not exist" in run.errors
+
+
+def test_the_system_is_the_base_of_all_that_fit_videos():
+    from custom.fourd.systems.video_reconstruction import VideoReconstruction
+
+    assert isinstance(system(), VideoReconstruction)

@@ -1,0 +1,182 @@
+"""What every system does that fits a 4D field to videos with known cameras.
+
+Every training step takes the rays that a data module of videos draws, each with its own scene time,
+renders them, and compares the colours. What is trained is the same geometry, material, background
+and renderer as in text to 4D, so evaluation, export, editing and distillation see the result as the
+same kind of `Scene`; no diffusion model takes part.
+
+Evaluation on held-out cameras is in `reconstruction_evaluation`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from threestudio.data.camera_config import validate_number
+from threestudio.systems.base import BaseLift3DSystem
+from threestudio.systems.distillation import Distillation
+from threestudio.utils.misc import get_rank
+from threestudio.utils.rng import generator
+from torch import Tensor
+
+from custom.fourd.losses.reconstruction import (
+    COLOR_LOSSES,
+    color_loss,
+    space_variation_loss,
+    time_variation_loss,
+)
+from custom.fourd.renderers.scene import Scene
+
+from .reconstruction_evaluation import ReconstructionEvaluation
+from .training_clock import TrainingClock
+
+N_VARIATION_POINTS = 2048
+MIN_SHARE_OF_RAYS_INSIDE = 0.05
+
+
+class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock, BaseLift3DSystem):
+    """Fits a 4D field to the frames of a `VideoScene`; systems derive from it."""
+
+    strict_optimizer_groups = True
+
+    @dataclass
+    class Config(BaseLift3DSystem.Config):
+        color_loss: str = "mse"
+        """What lambda_rgb weighs: "mse", or "charbonnier", which forgives single pixels"""
+        variation_step: float = 0.02
+        """how far apart lambda_tv_space compares points, in shares of the box's half-width"""
+        variation_time_step: float = 0.05
+        """how far apart lambda_tv_time compares scene times"""
+
+    cfg: Config
+
+    def configure(self) -> None:
+        super().configure()
+        if self.cfg.color_loss not in COLOR_LOSSES:
+            raise ValueError(
+                f"system.color_loss is {self.cfg.color_loss!r}; expected one of "
+                f"{', '.join(COLOR_LOSSES)}."
+            )
+        for key in ("variation_step", "variation_time_step"):
+            validate_number(getattr(self.cfg, key), f"system.{key}", 1e-6, 1)
+        if getattr(getattr(self.background, "cfg", None), "random_aug", False):
+            raise ValueError(
+                "system.background.random_aug is true, but frames of a video have no alpha: a "
+                "random background would contradict them. Set it to false."
+            )
+
+    @property
+    def scene(self) -> Scene:
+        """The scene as it stands."""
+        return Scene(self.geometry, self.material, self.background, self.renderer)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Render a flat batch of n rays, each with its own time.
+
+        The renderer takes images; here each ray is an image of one pixel.
+
+        Returns:
+            The renderer's outputs, with "comp_rgb" [n 1 1 3] and so on.
+
+        Random: in training one jitter per ray, role "ray-jitter" of the step, item = rank.
+        """
+        rays_o, rays_d = (batch[name][:, None, None] for name in ("rays_o", "rays_d"))
+        return self.renderer(
+            rays_o=rays_o,
+            rays_d=rays_d,
+            light_positions=batch["rays_o"],
+            frame_times=batch["frame_times"],
+            ray_jitter=self._jitter(len(rays_o)).to(rays_o),
+            images_per_group=len(rays_o),
+        )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """One step on rays with the colours that they should show; returns the weighted loss.
+
+        Raises:
+            ValueError: the rays are in NDC, or nearly all of them miss the scene's box.
+        """
+        self._check_rays(batch)
+        out = self(batch)
+        rgb = out["comp_rgb"][:, 0, 0]
+        terms = {"loss_rgb": color_loss(rgb, batch["rgb"], self.cfg.color_loss)}
+        terms.update(self._regularisers(out))
+        terms.update(self._variation())
+        with torch.no_grad():
+            mean_square = (rgb - batch["rgb"]).square().mean().clamp_min(1e-10)
+            self.log("train/psnr", -10 * torch.log10(mean_square), prog_bar=True)
+        self.log_weights()
+        return {"loss": self.weighted_loss(terms)}
+
+    def _jitter(self, n_rays: int) -> Float[Tensor, "n 1 1"]:
+        # One stream for the batch: the renderer's own draw has one per image, here one per ray.
+        stream = generator("ray-jitter", self.true_global_step, get_rank())
+        return torch.rand(n_rays, 1, 1, generator=stream)
+
+    def _variation(self) -> dict[str, Tensor]:
+        """The variation terms whose weight is not zero, at random places of the box.
+
+        Random: places, times and offsets, role "variation" of the step, item = rank.
+        """
+        in_space, in_time = (self._weight(f"lambda_tv_{axis}") > 0 for axis in ("space", "time"))
+        if not (in_space or in_time):
+            return {}
+        stream = generator("variation", self.true_global_step, get_rank())
+        draws = torch.rand(N_VARIATION_POINTS, 7, generator=stream).to(self.renderer.bbox)
+        low, high = self.renderer.bbox
+        points, times = low + draws[:, :3] * (high - low), draws[:, 3]
+        terms = {}
+        if in_space:
+            reach = self.cfg.variation_step * 0.5 * (high - low)
+            offsets = (draws[:, 4:] * 2 - 1) * reach
+            inside = (points + offsets).clamp(low, high) - points
+            terms["loss_tv_space"] = space_variation_loss(self._values, points, times, inside)
+        if in_time:
+            terms["loss_tv_time"] = time_variation_loss(
+                self._values, points, times, self.cfg.variation_time_step
+            )
+        return terms
+
+    def _values(
+        self, points: Float[Tensor, "n 3"], frame_times: Float[Tensor, "n"]
+    ) -> Float[Tensor, "n 4"]:
+        """Opacity of a thirtieth of the box, and colour dimmed by it: empty space has none."""
+        out = self.geometry(points, output_normal=False, frame_times=frame_times)
+        length = (self.renderer.bbox[1, 0] - self.renderer.bbox[0, 0]) / 30
+        alphas = 1 - torch.exp(-out["density"] * length)
+        towards_box = -torch.nn.functional.normalize(points, dim=-1)
+        rgb = self.material(viewdirs=towards_box, positions=points, light_positions=points, **out)
+        return torch.cat([alphas, alphas * rgb], dim=-1)
+
+    def _check_rays(self, batch: dict[str, Any]) -> None:
+        """Refuse rays that the field cannot see, once; a scheme of training cannot mend them."""
+        if getattr(self, "_rays_are_checked", False):
+            return
+        if "world_rays_o" in batch:
+            raise ValueError(
+                "data.space is 'ndc'; this system marches rays in the world, where its depth is "
+                "measured. Set data.space=world."
+            )
+        share = _share_inside(batch["rays_o"], batch["rays_d"], self.renderer.bbox)
+        if share < MIN_SHARE_OF_RAYS_INSIDE:
+            centre = batch["rays_o"].mean(dim=0).tolist()
+            raise ValueError(
+                f"{share:.1%} of the training rays meet the scene's box, which reaches "
+                f"{float(self.renderer.bbox[1, 0]):g} from the origin; cameras stand around "
+                f"({', '.join(f'{value:.2f}' for value in centre)}) and see content from "
+                f"{batch['near']:.2f} to {batch['far']:.2f} away. Set system.geometry.radius."
+            )
+        self._rays_are_checked = True
+
+
+def _share_inside(
+    rays_o: Float[Tensor, "n 3"], rays_d: Float[Tensor, "n 3"], bbox: Float[Tensor, "2 3"]
+) -> float:
+    """How many rays meet the box, as a share of all."""
+    from threestudio.models.renderers.volume_rendering import intersect_box
+
+    t_enter, t_exit = intersect_box(rays_o, rays_d, bbox)
+    return float((t_exit > t_enter).float().mean())
