@@ -183,7 +183,7 @@ class TestInASystem:
             strict_optimizer_groups = True
 
             def configure(self):
-                self.renderer = build(**PROPOSAL)
+                self.renderer = build(thickness=0.05, **PROPOSAL)
                 self.tint = torch.nn.Parameter(torch.zeros(3))
 
         return Small({"optimizer": {"name": "Adam", "params": {"tint": {"lr": 0.1}}}})
@@ -212,9 +212,11 @@ class TestInASystem:
         save_checkpoint(tmp_path / "last.ckpt", checkpoint)
         straight = steps(2, 4)
         stored = load_checkpoint(tmp_path / "last.ckpt")
-        system.renderer = build(**PROPOSAL)
+        system.renderer = build(thickness=0.05, **PROPOSAL)
         system.on_load_checkpoint(stored)
         system.load_state_dict(stored["state_dict"])
+        resumed = system.renderer.prop_net.parameters()
+        assert not all(torch.equal(a, b) for a, b in zip(straight, resumed)), "it has yet to learn"
         assert all(torch.equal(a, b) for a, b in zip(straight, steps(2, 4)))
 
 
