@@ -176,13 +176,13 @@ def test_the_contact_sheet_stays_below_its_limit(load, tmp_path):
 
 
 def test_a_step_is_divided_into_parts_that_sum_to_it(load):
-    module = load("stage_1_step")
+    module = load("step_clock")
     clock = module.StepClock()
     images = torch.ones(2, requires_grad=True)
     for _ in range(4):
         with clock.part("data"):
             pass
-        loss = module._BackwardMark.apply(images * 2, clock).sum()
+        loss = module.BackwardMark.apply(images * 2, clock).sum()
         clock.backward_began = clock.step_began
         loss.backward()
         clock.end_step()
