@@ -63,6 +63,13 @@ def test_motion_reaches_five_frames_to_both_sides_and_never_around_the_end():
     assert masks[:, 0, 0].nonzero().flatten().tolist() == [12, 13, 14, 15, 16, 17]
 
 
+def test_motion_is_between_frames_that_are_asked_for():
+    """A frame that training must not see tells nothing about those that it may."""
+    scene = still_scene({(1, 6, 0, 0): 200}, times=12)
+    rows = torch.tensor([row for row in scene.camera_rows(1).tolist() if row != scene.index(1, 6)])
+    assert not torch.stack(moving_pixels(scene, rows)).any()
+
+
 def test_motion_is_a_change_of_more_than_ten_levels():
     at_threshold = still_scene({(1, 5, 0, 0): 10, (1, 5, 0, 1): 11})
     masks = torch.stack(moving_pixels(at_threshold, at_threshold.camera_rows(1)))
@@ -71,14 +78,18 @@ def test_motion_is_a_change_of_more_than_ten_levels():
 
 def test_a_batch_says_what_its_pixels_show():
     scene = scene_of(
-        depth=torch.rand(36, HEIGHT, WIDTH), masks=255 * torch.ones(36, HEIGHT, WIDTH).byte()
+        depth=torch.rand(36, HEIGHT, WIDTH),
+        masks=255 * (torch.arange(36 * HEIGHT * WIDTH) % 3 == 0).byte().view(36, HEIGHT, WIDTH),
     )
     batch = RaySampler(scene, SamplingOptions(n_rays=200, motion_share=0.3)).batch(7)
     rows, (x, y) = batch["index"], batch["pixels"].unbind(dim=-1)
     assert torch.equal(batch["rgb"], scene.frames[rows, y, x] / 255.0)
     assert torch.equal(batch["frame_times"], scene.frame_times[rows])
     assert torch.equal(batch["depth"][:, 0], scene.depth[rows, y, x])
-    assert batch["mask"].shape == (200, 1) and bool((batch["mask"] == 1).all())
+    assert torch.equal(batch["mask"][:, 0], scene.masks[rows, y, x] / 255.0)
+    whole = frame_batch(scene, 25)
+    assert torch.equal(whole["depth"][0, ..., 0], scene.depth[25])
+    assert torch.equal(whole["mask"][0, ..., 0], scene.masks[25] / 255.0)
     rays_o, rays_d = camera_rays(scene.c2w, scene.intrinsics, HEIGHT, WIDTH)
     assert torch.allclose(batch["rays_d"], rays_d[rows, y, x], atol=1e-6)
     assert torch.equal(batch["rays_o"], rays_o[rows, y, x])
@@ -120,6 +131,15 @@ def test_the_share_of_moving_pixels_is_kept():
     assert sum(hits) < 60
 
 
+def test_a_frame_with_more_moving_pixels_is_drawn_more_often():
+    moves = {(1, 0, 0, column): 200 for column in range(WIDTH)} | {(2, 0, 5, 5): 200}
+    sampler = RaySampler(still_scene(moves, times=2), SamplingOptions(900, motion_share=1.0))
+    rows, y, x = sampler.draw(0)
+    drawn = torch.unique(torch.stack((rows, y, x)), dim=1)
+    assert drawn.shape[1] == 2 * (WIDTH + 1), "every moving pixel, in both frames"
+    assert 60 < int((rows >= 4).sum()) < 140, "a ninth of them"
+
+
 def test_a_still_scene_fills_the_batch_all_the_same():
     sampler = RaySampler(still_scene({}), SamplingOptions(50, motion_share=0.9))
     assert len(sampler.draw(0)[0]) == 50
@@ -153,6 +173,8 @@ def test_patches_are_whole_squares():
     expected = torch.stack(torch.meshgrid(torch.arange(3), torch.arange(3), indexing="xy"), -1)
     assert torch.equal(offset, expected.expand(5, 3, 3, 2))
     assert int(pixels[..., 0].max()) < WIDTH and int(pixels[..., 1].max()) < HEIGHT
+    whole = RaySampler(scene_of(), SamplingOptions(72, patch_size=6)).batch(0)["pixels"]
+    assert set(whole[:, 1].tolist()) == set(range(HEIGHT)), "a patch may be as high as the frame"
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,7 @@ def test_variation_of_a_linear_field():
     assert space == pytest.approx(2 * (0.1 + 0.3) / 3)
     # At the end of time the step goes backwards; nothing is asked for outside [0, 1].
     assert time_variation_loss(linear, points, times, 0.2) == pytest.approx(1.0)
+    # A step of 0.7 from 0.5 leaves [0, 1] on both sides: it ends at 0, as far as there is time.
+    assert time_variation_loss(linear, points, times, 0.7) == pytest.approx(
+        5 * (0.7 + 0.5 + 0.7) / 3
+    )
