@@ -14,12 +14,15 @@ import torch
 from diffusers.loaders import IPAdapterMixin
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPVisionModelWithProjection
 
 DEFAULT_SCALE = 0.5
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class _Holder(IPAdapterMixin):
@@ -98,6 +101,23 @@ def ip_adapter_kind(unet: UNet2DConditionModel) -> str | None:
             f"{' or '.join(kinds)} (ip-adapter, ip-adapter-plus)."
         )
     return kinds[names[0]]
+
+
+def clip_pixels(rgb: Float[Tensor, "b h w 3"], size: int) -> Float[Tensor, "b 3 s s"]:
+    """The middle square of images in [0, 1] at the vision encoder's size, normalised for CLIP."""
+    images = rgb.permute(0, 3, 1, 2)
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    images = functional.interpolate(
+        images[..., top : top + side, left : left + side],
+        (size, size),
+        mode="bicubic",
+        antialias=True,
+        align_corners=False,
+    ).clamp(0, 1)
+    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return (images - mean) / std
 
 
 @torch.no_grad()

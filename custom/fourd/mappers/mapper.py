@@ -11,7 +11,7 @@ of the text encoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -264,17 +264,20 @@ def drop_behind(
     return hidden * (index < limits)
 
 
-def weight_decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict]:
-    """Parameter groups of an optimizer: no decay for norms and biases."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for module in modules:
-        for parameter in module.parameters():
-            (decayed if parameter.ndim > 1 else free).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+def exempt_from_decay(optimizer: torch.optim.Optimizer) -> None:
+    """Split every parameter group, in place: no weight decay for norms and biases.
+
+    Call it before a learning-rate schedule is built.
+    """
+    for group in list(optimizer.param_groups):
+        settings = {key: value for key, value in group.items() if key != "params"}
+        free = [parameter for parameter in group["params"] if parameter.ndim < 2]
+        group["params"] = [parameter for parameter in group["params"] if parameter.ndim >= 2]
+        if not free:
+            continue
+        if "name" in settings:
+            settings["name"] += ".norms_and_biases"
+        optimizer.add_param_group({**settings, "params": free, "weight_decay": 0.0})
 
 
 def config_facts(config: MapperConfig) -> dict:

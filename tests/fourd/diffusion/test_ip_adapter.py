@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from custom.fourd.diffusion.ip_adapter import (
+    clip_pixels,
     image_arguments,
     image_features,
     ip_adapter_kind,
@@ -118,3 +119,14 @@ def test_what_does_not_fit_is_refused(unet):
     unet.encoder_hid_proj.image_projection_layers[0] = torch.nn.Identity()
     with pytest.raises(ValueError, match="projects images by Identity; expected ImageProjection"):
         ip_adapter_kind(unet)
+
+
+def test_pixels_for_clip_are_the_middle_square():
+    """A wide picture: left third red, middle third grey, right third blue."""
+    rgb = torch.zeros(1, 8, 24, 3)
+    rgb[:, :, :8, 0], rgb[:, :, 8:16], rgb[:, :, 16:, 2] = 1, 0.5, 1
+    pixels = clip_pixels(rgb, 4)
+    # CLIP's published mean and deviation of each channel.
+    expected = [(0.5 - 0.48145466) / 0.26862954, (0.5 - 0.4578275) / 0.26130258]
+    expected.append((0.5 - 0.40821073) / 0.27577711)
+    torch.testing.assert_close(pixels, torch.tensor(expected).view(1, 3, 1, 1).expand(1, 3, 4, 4))

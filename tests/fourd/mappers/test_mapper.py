@@ -10,8 +10,8 @@ from custom.fourd.mappers.mapper import (
     config_facts,
     config_from_facts,
     drop_behind,
+    exempt_from_decay,
     nested_cuts,
-    weight_decay_groups,
 )
 
 SMALL = {"width": 24, "n_layers": 5, "hidden": (16, 16)}
@@ -191,11 +191,24 @@ def test_weights_come_from_the_seed_alone():
 
 def test_norms_and_biases_do_not_decay():
     mapper = small()
-    decayed, free = weight_decay_groups([mapper], 0.01)
+    named = [{"params": list(mapper.parameters()), "name": "mappers"}]
+    optimizer = torch.optim.AdamW(named, lr=0.002, weight_decay=0.01)
+    exempt_from_decay(optimizer)
+    decayed, free = optimizer.param_groups
+    assert decayed["name"] != free["name"], "learning rates are logged by name"
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
+    assert decayed["lr"] == free["lr"] == 0.002
     linear = [module for module in mapper.modules() if isinstance(module, torch.nn.Linear)]
     assert {id(p) for p in decayed["params"]} == {id(module.weight) for module in linear}
     assert len(decayed["params"]) + len(free["params"]) == len(list(mapper.parameters()))
+    # With no gradient but zero, AdamW moves a parameter by its decay alone.
+    before = {name: value.clone() for name, value in mapper.named_parameters()}
+    for parameter in mapper.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, value in mapper.named_parameters():
+        factor = 1 - 0.002 * 0.01 if value.ndim > 1 else 1.0
+        torch.testing.assert_close(value, factor * before[name], rtol=1e-6, atol=0)
 
 
 def test_every_parameter_learns():

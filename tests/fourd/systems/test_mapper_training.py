@@ -1,0 +1,225 @@
+"""Training and sampling with controls on tiny random models: the loss, gradients, drops, files."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from threestudio.utils.rng import rand_items, randn_items
+
+from custom.fourd.mappers.checkpoint import check_fits, load_mapper
+from custom.fourd.mappers.composition import TIME, VIEW
+from custom.fourd.ops.camera import camera_from_orbit
+from custom.fourd.scripts.make_family import make_tokenizer
+from custom.fourd.systems.time_mapper_system import TimeMapperSystem
+from custom.fourd.systems.time_view_mapper_system import TimeViewMapperSystem
+from custom.fourd.systems.view_mapper_system import ViewMapperSystem
+from tests.fixtures.ip_adapters import PROJECTED_WIDTH, VISION_WIDTH, ip_adapter_weights
+from tests.fixtures.launched import launch, need_embedded_model
+from tests.fixtures.model_folders import write_stable_diffusion_folder
+from tests.fixtures.text_encoders import tiny_text_encoder
+
+PAIRS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Stable Diffusion's layout with the family's words, an IP-Adapter and its vision encoder."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    root = tmp_path_factory.mktemp("model")
+    write_stable_diffusion_folder(root)
+    for part in ("tokenizer", "text_encoder"):
+        for path in (root / part).iterdir():
+            path.unlink()
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(root / "tokenizer")
+    tiny_text_encoder(tokenizer).save_pretrained(root / "text_encoder")
+    unet = UNet2DConditionModel.from_pretrained(root / "unet")
+    weights = ip_adapter_weights(unet, "plus")
+    flat = {f"{part}.{key}": v for part, state in weights.items() for key, v in state.items()}
+    save_file(flat, root / "ip-adapter.safetensors")
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=VISION_WIDTH, intermediate_size=24, num_hidden_layers=2, patch_size=8,
+        num_attention_heads=2, image_size=16, projection_dim=PROJECTED_WIDTH,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(vision).save_pretrained(root / "image_encoder")
+    return root
+
+
+def build(folder, system=TimeMapperSystem, adapter=True, **changes):
+    config = {
+        "base_model": str(folder),
+        "mapper": {"hidden": [32, 32]},
+        "drop_control": 0.0,
+        "drop_image": 0.0,
+        "sampling_steps": 2,
+        "optimizer": {"name": "AdamW", "args": {"lr": 0.01}, "params": {"mappers": {"lr": 0.01}}},
+    }
+    if adapter:
+        config["ip_adapter"] = {
+            "weights": str(folder / "ip-adapter.safetensors"),
+            "image_encoder": str(folder),
+        }
+    made = system({**config, **changes})
+    made.log = lambda *_, **__: None
+    return made
+
+
+def camera(azimuth):
+    elevation, radius = torch.full((PAIRS,), 15.0), torch.full((PAIRS,), 3.0)
+    azimuth = torch.tensor(azimuth)
+    return {
+        "c2w": camera_from_orbit(elevation, azimuth, radius), "fovy": torch.full((PAIRS,), 0.7),
+        "elevation": elevation, "azimuth": azimuth, "radius": radius,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(1)
+    rgb = torch.rand(2, PAIRS, 16, 16, 3, generator=g)
+    return {
+        "cond_rgb": rgb[0], "target_rgb": rgb[1],
+        "cond_alpha": torch.ones(PAIRS, 16, 16, 1), "target_alpha": torch.ones(PAIRS, 16, 16, 1),
+        "time_i": torch.tensor([0.1, 0.5, 0.9]), "time_j": torch.tensor([0.6, 0.2, 0.9]),
+        "camera_a": camera([0.0, 90.0, 200.0]), "camera_b": camera([45.0, 90.0, 20.0]),
+        "caption": ["a red cube", "a ball", "a blue cone"], "step": 7,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_denoisers_own(folder, batch, prediction_type):
+    """Written out again from the schedule's formulas, with the contexts that the system made."""
+    system = build(folder)
+    schedule = replace(system.prior.schedule, prediction_type=prediction_type)
+    system.prior = replace(system.prior, schedule=schedule)
+    with torch.no_grad():
+        loss = system.training_step(batch, 0)["loss"]
+        prior = system.prior
+        clean = prior.encode(batch["target_rgb"])
+        noise = randn_items(clean.shape, "mapper-noise", 7)
+        steps = (rand_items((PAIRS,), "mapper-timesteps", 7) * 1000).long()
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+        abar = (1 - betas).cumprod(0)[steps].view(-1, 1, 1, 1)
+        noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
+        contexts = system.injection.contexts(
+            system.prompts(batch["caption"]), system.words(batch, steps / 1000)
+        )
+        predicted = prior.unet(
+            noisy,
+            steps,
+            encoder_hidden_states=contexts.keys[0],
+            cross_attention_kwargs={"kv_context": contexts},
+            **system.image_prompt(batch["cond_rgb"]),
+        ).sample
+        velocity = abar.sqrt() * noise - (1 - abar).sqrt() * clean
+        target = noise if prediction_type == "epsilon" else velocity
+        torch.testing.assert_close(loss, (predicted - target).square().mean(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("system", [TimeMapperSystem, ViewMapperSystem, TimeViewMapperSystem])
+def test_only_the_mappers_learn(folder, batch, system):
+    made = build(folder, system)
+    assert set(made.mappers) == set(system.controls)
+    made.training_step(batch, 0)["loss"].backward()
+    for name, parameter in made.named_parameters():
+        assert name.startswith("mappers.") and float(parameter.grad.abs().max()) > 0, name
+    frozen = [made.prior.unet, made.prior.text_encoder, made.prior.autoencoder, *made._vision]
+    assert not any(p.requires_grad or p.grad is not None for m in frozen for p in m.parameters())
+    assert all(key.startswith("mappers.") for key in made.state_dict())
+
+
+def test_dropped_controls_teach_nothing(folder, batch):
+    made = build(folder, drop_control=1.0)
+    loss = made.training_step(batch, 0)["loss"]
+    loss.backward()
+    assert not any(bool(parameter.grad.any()) for parameter in made.parameters())
+    other = {**batch, "time_j": batch["time_j"].flip(0)}
+    assert torch.equal(made.training_step(other, 0)["loss"], loss)
+
+
+def test_dropped_images_are_not_seen(folder, batch):
+    made = build(folder, drop_image=1.0)
+    other = {**batch, "cond_rgb": 1 - batch["cond_rgb"]}
+    with torch.no_grad():
+        assert made.training_step(other, 0)["loss"] == made.training_step(batch, 0)["loss"]
+        kept = build(folder)
+        assert kept.training_step(other, 0)["loss"] != kept.training_step(batch, 0)["loss"]
+
+
+def test_foreground_counts_more(folder, batch):
+    made = build(folder, foreground_weight=3.0)
+    errors = torch.zeros(PAIRS, 4, 8, 8)
+    errors[..., :4], errors[..., 4:] = 1.0, 2.0
+    batch["target_alpha"][:, :, :8] = 0
+    # Halves with the weights 1 and 4: (1 * 1 + 4 * 2) / 5.
+    assert float(made._mean_loss(errors, batch)) == pytest.approx(9 / 5)
+
+
+def test_the_loss_falls_on_one_batch(folder, batch):
+    made = build(folder)
+    optimizer = made.configure_optimizers()["optimizer"]
+    losses = []
+    for _ in range(8):
+        loss = made.training_step(batch, 0)["loss"]
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 1e-4
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_images_follow_their_controls(folder, batch, adapter):
+    made = build(folder, TimeViewMapperSystem, adapter)
+    noise = randn_items(made.prior.encode(batch["cond_rgb"]).shape, "noise", 0)
+    images = made.generate(batch, noise)
+    assert images.shape == (PAIRS, 16, 16, 3)
+    assert float(images.min()) >= 0 and float(images.max()) <= 1
+    assert torch.equal(made.generate(batch, noise), images)
+    later = {**batch, "time_j": batch["time_j"] + torch.tensor([0.0, 0.3, 0.0])}
+    moved = (made.generate(later, noise) - images).abs().amax(dim=(1, 2, 3))
+    assert moved[1] > 0 and moved[0] < 1e-5 and moved[2] < 1e-5
+
+
+def test_both_placeholders_stand_in_every_prompt(folder, batch):
+    for system in (TimeMapperSystem, TimeViewMapperSystem):
+        prompts = build(folder, system).prompts(batch["caption"])
+        assert prompts.positions[VIEW].tolist() == [1] * PAIRS
+        assert prompts.positions[TIME].tolist() == [2] * PAIRS
+
+
+def test_mappers_are_kept_with_what_they_need(folder, batch, tmp_path):
+    made = build(folder, TimeViewMapperSystem)
+    paths = made.save_mappers(tmp_path)
+    assert [path.name for path in paths] == [
+        "time-mapper-step-0.safetensors",
+        "view-mapper-step-0.safetensors",
+    ]
+    mapper, facts = load_mapper(paths[0])
+    check_fits(facts, str(folder), 24, made.table)
+    assert facts.ip_adapter.endswith("ip-adapter.safetensors")
+    assert facts.prompt_template == "<view> <time>. a photo of {caption}"
+    assert math.isclose(float(mapper.base_norm), made.injection.base_norm(TIME), rel_tol=1e-6)
+
+
+def test_keys_that_do_not_fit_are_named(folder):
+    with pytest.raises(ValueError, match="system.mapper has keys that do not fit .*colour"):
+        build(folder, mapper={"colour": 1})
+    with pytest.raises(ValueError, match="injection's mode is 'free'"):
+        build(folder, injection={"mode": "free"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["time_mapper", "view_mapper", "time_view_mapper"])
+def test_a_config_trains_and_tests(name, tmp_path):
+    need_embedded_model()
+    run = launch("--train", tmp_path, config=f"custom/configs/{name}.yaml")
+    assert run.status == 0, run.errors
+    kept = {path.name for path in (run.folder / "save").iterdir()}
+    assert {"metrics.json", "it2-test-sheet.png"} <= kept
+    assert any(file.endswith("-mapper-step-2.safetensors") for file in kept)
