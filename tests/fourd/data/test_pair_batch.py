@@ -80,6 +80,9 @@ def test_jitter_is_laid_over_by_hand():
     assert rgb[0, 0, 0].tolist() == pytest.approx(expected)
     # The offset counts as much as the pixel is covered.
     assert rgb[0, 0, 1].tolist() == pytest.approx([0.04, 0.24, 0.0])
+    bright = 10 * torch.eye(3)[None], torch.zeros(1, 3)
+    # A pixel covered by 0.4 shines no brighter than that.
+    assert lay_over(cell, torch.zeros(1, 3), bright)[0][0, 0, 1, 0].item() == pytest.approx(0.4)
     same, _ = lay_over(cell, torch.zeros(1, 3), NO_CHANGE)
     assert torch.equal(same, lay_over(cell, torch.zeros(1, 3))[0])
 
