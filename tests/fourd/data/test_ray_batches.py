@@ -178,6 +178,17 @@ def test_patches_are_whole_squares():
 
 
 @pytest.mark.parametrize(
+    ("moving", "corner"), [((3, 4), (2, 3)), ((0, 0), (0, 0)), ((5, 7), (3, 5))]
+)
+def test_patches_are_centred_on_what_moves_and_stay_in_the_frame(moving, corner):
+    scene = still_scene({(1, 0, *moving): 200}, times=2)
+    options = SamplingOptions(9, patch_size=3, motion_share=1.0)
+    _, y, x = RaySampler(scene, options).draw(0)
+    assert (int(y.min()), int(x.min())) == corner
+    assert (int(y.max()), int(x.max())) == (corner[0] + 2, corner[1] + 2)
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
         (SamplingOptions(10, patch_size=3), "batch_size is 10 rays; expected a multiple .* 9"),

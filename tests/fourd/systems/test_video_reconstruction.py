@@ -1,23 +1,10 @@
 """One training step on rays of videos: whose time, which jitter, which terms; by hand."""
 
 import pytest
-import threestudio
 import torch
 
-import custom.fourd  # noqa: F401 - registers the names
 from custom.fourd.losses.reconstruction import color_loss
-from tests.fixtures.launched import planned
-
-CONFIG = "custom/configs/instruct4d_train.yaml"
-
-
-def system(**keys):
-    config = planned(CONFIG, "test")["system"] | {"weights": None} | keys
-    fitted = threestudio.find("fourd-reconstruction-system")(config)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in fitted.geometry.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator)
-    return fitted
+from tests.fixtures.video_systems import random_video_system as system
 
 
 def batch_of(n_rays=6):
