@@ -93,6 +93,8 @@ class FourdPairDataModuleConfig:
     """model whose vision features `render_grid` cached, as "cond_features"; null gives none"""
     cond_features_kind: str = "plus"
     """kind of IP-Adapter that they are for: plus or base"""
+    cond_features_folder: str = "image_encoder"
+    """where in that model the vision encoder is, such as models/image_encoder"""
     revision: str | None = None
     """commit of the models of latents and cond_features, where they are hub ids"""
     cache_mib: float = 256.0
@@ -293,7 +295,7 @@ class FourdPairDataModule(pl.LightningDataModule):
         known = {
             "latents": lambda: latents_identity(cfg.latents, cfg.revision),
             "cond_features": lambda: features_identity(
-                cfg.cond_features, cfg.cond_features_kind, cfg.revision
+                cfg.cond_features, cfg.cond_features_kind, cfg.revision, cfg.cond_features_folder
             ),
         }
         identities = {key: known[key]() for key in asked}

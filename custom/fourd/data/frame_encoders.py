@@ -40,17 +40,17 @@ def latents_identity(model: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def features_identity(
-    model: str, kind: str = "plus", revision: str | None = None
+    model: str, kind: str = "plus", revision: str | None = None, folder: str = "image_encoder"
 ) -> dict[str, Any]:
     """Return the identity of a model's vision encoder, from its files alone.
 
     Args:
-        kind: see `VisionEncoder`.
+        kind, folder: see `VisionEncoder`.
 
     Raises:
         ModelUnavailableError: the model is not on this disk and cannot be had.
     """
-    return _identity(model, revision, "image_encoder", kind)
+    return _identity(model, revision, folder, kind)
 
 
 def _identity(model: str, revision: str | None, part: str, output: str) -> dict[str, Any]:
@@ -93,21 +93,28 @@ class VisionEncoder:
     The middle square of an image is resized to the model's size, edges smoothed.
 
     Args:
-        model: id, folder or ``embedded://name`` of a diffusers model with an `image_encoder`.
+        model: id, folder or ``embedded://name`` of a model that holds one.
         kind: "plus" for the states of the layer before the last [b tokens width], as IP-Adapter
             plus takes them; "base" for the projected embedding [b width] of the base adapter.
         revision: of an id.
+        folder: where in the model it is, such as ``models/image_encoder``.
     """
 
-    def __init__(self, model: str, kind: str = "plus", revision: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        kind: str = "plus",
+        revision: str | None = None,
+        folder: str = "image_encoder",
+    ) -> None:
         if kind not in KINDS_OF_FEATURES:
             raise ValueError(
                 f"the kind of vision features is {kind!r}; expected one of "
                 f"{', '.join(KINDS_OF_FEATURES)}."
             )
-        self.identity = features_identity(model, kind, revision)
+        self.identity = features_identity(model, kind, revision, folder)
         self.kind = kind
-        self._model = _load(model, revision, "image_encoder")
+        self._model = _load(model, revision, folder)
 
     @torch.no_grad()
     def encode(self, rgb: Float[Tensor, "b h w 3"]) -> Tensor:

@@ -59,7 +59,7 @@ def render(args: argparse.Namespace) -> GridCells:
         encoder = LatentEncoder(model, args.revision)
         write_cache(grid, encoder, args.background, report(f"latents of {model}"))
     for model in args.features:
-        encoder = VisionEncoder(model, args.features_kind, args.revision)
+        encoder = VisionEncoder(model, args.features_kind, args.revision, args.features_folder)
         write_cache(grid, encoder, args.background, report(f"features of {model}"))
     return grid
 
@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--latents", nargs="*", default=[], metavar="MODEL", help="cache latents")
     parser.add_argument("--features", nargs="*", default=[], metavar="MODEL", help="cache features")
     parser.add_argument("--features-kind", default="plus", choices=KINDS_OF_FEATURES)
+    parser.add_argument("--features-folder", default="image_encoder", help="in the model")
     parser.add_argument("--revision", help="commit of the models, where they are hub ids")
     parser.add_argument("--background", type=float, nargs=3, default=list(WHITE))
     parser.add_argument("--quiet", action="store_true")

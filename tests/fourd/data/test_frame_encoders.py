@@ -1,5 +1,7 @@
 """Latents and vision features against the models that make them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,14 @@ def test_identities_are_of_weights_and_not_of_places(folder, tmp_path):
     assert features_identity(folder)["fingerprint"] != ours["fingerprint"]
     assert features_identity(folder, "base")["output"] == "base"
     assert LatentEncoder(folder).identity == ours
+
+
+def test_a_vision_encoder_may_lie_deeper_in_its_model(folder, images, tmp_path):
+    """As in the published IP-Adapter repository."""
+    shutil.copytree(folder + "/image_encoder", tmp_path / "models" / "image_encoder")
+    deep = VisionEncoder(str(tmp_path), "base", folder="models/image_encoder")
+    assert torch.equal(deep.encode(images), VisionEncoder(folder, "base").encode(images))
+    assert deep.identity["part"] == "models/image_encoder"
 
 
 def test_other_kinds_are_refused(folder):
