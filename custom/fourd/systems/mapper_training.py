@@ -113,7 +113,7 @@ class MapperTraining(MapperEvaluation, TrainingClock, BaseSystem):
         adapter = cfg.get("ip_adapter")
         if adapter:
             part = adapter.get("image_encoder_folder") or "image_encoder"
-            models.append(RequiredModel(adapter["image_encoder"], (part,), None))
+            models += [adapter["weights"], RequiredModel(adapter["image_encoder"], (part,), None)]
         return models
 
     def configure(self) -> None:

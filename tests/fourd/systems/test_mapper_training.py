@@ -207,6 +207,14 @@ def test_mappers_are_kept_with_what_they_need(folder, batch, tmp_path):
     assert math.isclose(float(mapper.base_norm), made.injection.base_norm(TIME), rel_tol=1e-6)
 
 
+def test_every_file_that_training_loads_is_listed():
+    adapter = {"weights": "owner/ip/models/plus.safetensors", "image_encoder": "owner/ip"}
+    needed = TimeMapperSystem.required_models({"base_model": "owner/sd", "ip_adapter": adapter})
+    assert needed == ["owner/sd", "owner/ip/models/plus.safetensors", "owner/ip"]
+    assert needed[2].components == ("image_encoder",)
+    assert TimeMapperSystem.required_models({}) == ["embedded://multiview"]
+
+
 def test_keys_that_do_not_fit_are_named(folder):
     with pytest.raises(ValueError, match="system.mapper has keys that do not fit .*colour"):
         build(folder, mapper={"colour": 1})

@@ -265,6 +265,8 @@ def test_single_files(tmp_path, empty_cache, sd_folder, monkeypatch):
     assert resolve_checkpoint_file(tmp_path / "mv.pt") == tmp_path / "mv.pt"
     with pytest.raises(ModelUnavailableError, match="weights file .* does not exist; give an ex"):
         resolve_checkpoint_file(tmp_path / "nowhere.pt")
+    with pytest.raises(ModelUnavailableError, match="'folder/mv.pt' does not exist; give an ex"):
+        resolve_checkpoint_file("folder/mv.pt")
     with pytest.raises(ValueError, match="'mv.zip' does not look like a weights file"):
         resolve_checkpoint_file("mv.zip")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -273,9 +275,12 @@ def test_single_files(tmp_path, empty_cache, sd_folder, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     (folder := tmp_path / "repository").mkdir()
     (folder / "mv.pt").write_bytes(b"weights")
+    (folder / "models").mkdir()
+    (folder / "models" / "adapter.pt").write_bytes(b"adapter")
     with HubServer({"owner/model": folder}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         assert resolve_checkpoint_file("owner/model/mv.pt").read_bytes() == b"weights"
+        assert resolve_checkpoint_file("owner/model/models/adapter.pt").read_bytes() == b"adapter"
         with pytest.raises(ModelUnavailableError, match="it holds no file other.pt"):
             resolve_checkpoint_file("owner/model/other.pt")
     assert models_available(["owner/model/mv.pt"]) == {"owner/model/mv.pt": True}

@@ -169,7 +169,7 @@ def resolve_pretrained(
 def resolve_checkpoint_file(
     name_or_path: str | os.PathLike, revision: str | None = None, allow_download: bool = True
 ) -> Path:
-    """Return a single weights file: a path, or ``owner/name/file.ext`` on the hub.
+    """Return a single weights file: a path, or ``owner/name/[folder/]file.ext`` on the hub.
 
     Raises:
         ModelUnavailableError: if there is no such file here and it cannot be fetched.
@@ -184,7 +184,9 @@ def resolve_checkpoint_file(
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    owner_and_repository, _, filename = name.rpartition("/")
+    owner, _, rest = name.partition("/")
+    repository, _, filename = rest.partition("/")
+    owner_and_repository = f"{owner}/{repository}" if filename else ""
     if not _HUB_ID.match(owner_and_repository):
         raise ModelUnavailableError(
             f"The weights file '{name}' does not exist; give an existing file, or "
