@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .buffer import EditBuffer
+from .options import EditConfig
 from .plan import EditItem
 from .schedule import Turn
 from .worker import EditResult, EditSources, EditWorker
@@ -268,7 +269,7 @@ class ThreadedExecutor:
 
 
 def make_executor(
-    options: Any,
+    options: EditConfig,
     schedule: Sequence[Turn],
     sources: EditSources,
     observer: Observer,

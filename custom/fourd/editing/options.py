@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
 from threestudio.utils.config import parse_structured
 
 ORDERS = ("release", "paper", "single_view", "frame_wise")
@@ -128,13 +129,13 @@ class Strength:
         return Strength(max(1, int(self.start * factor)), max(1, int(self.steps * factor)))
 
 
-def edit_options(keys: Mapping[str, Any]) -> Any:
-    """Return the keys of `EditConfig`, checked, those that are null filled in.
+def edit_options(keys: Mapping[str, Any]) -> EditConfig:
+    """Return the keys of an edit, checked, those that are null filled in.
 
     Raises:
         ValueError: a value cannot work, naming its key.
     """
-    options = parse_structured(EditConfig, keys)
+    options = EditConfig(**OmegaConf.to_container(parse_structured(EditConfig, keys)))
     _check_words(options)
     published = PUBLISHED[options.order]
     first = published["refine"]
@@ -146,27 +147,32 @@ def edit_options(keys: Mapping[str, Any]) -> Any:
         ("refine_diffusion_steps", first[1]),
         ("later_passes_from", "render" if options.order == "paper" else "buffer"),
     ):
-        options[key] = value if options[key] is None else options[key]
+        _fill(options, key, value)
     # Resolved last: without published values of their own, they are those of the first pass.
     later = later or (options.refine_num_steps, options.refine_diffusion_steps)
     for key, value in zip(("num_steps", "diffusion_steps"), later, strict=True):
-        key = f"later_refine_{key}"
-        options[key] = value if options[key] is None else options[key]
+        _fill(options, f"later_refine_{key}", value)
     if not options.use_anchor:
         options.attention = "none"
     _check_numbers(options)
     return options
 
 
-def strength(options: Any, kind: str, is_later: bool = False) -> Strength:
+def _fill(options: EditConfig, key: str, value: Any) -> None:
+    if getattr(options, key) is None:
+        setattr(options, key, value)
+
+
+def strength(options: EditConfig, kind: str, is_later: bool = False) -> Strength:
     """T and n of "key", "restview_refine" or "refine", of the first pass or a later one."""
     prefix = "" if kind == "key" else f"{kind}_"
     if is_later and kind == "refine":
         prefix = "later_refine_"
-    return Strength(options[f"{prefix}num_steps"], options[f"{prefix}diffusion_steps"])
+    numbers = (getattr(options, f"{prefix}{name}") for name in ("num_steps", "diffusion_steps"))
+    return Strength(*numbers)
 
 
-def _check_words(options: Any) -> None:
+def _check_words(options: EditConfig) -> None:
     from custom.fourd.diffusion.edit_denoiser import ATTENTIONS
     from custom.fourd.ops.optical_flow import KINDS
 
@@ -180,12 +186,13 @@ def _check_words(options: Any) -> None:
         "attention": (None, *ATTENTIONS),
     }
     for key, words in known.items():
-        if options[key] not in words:
+        value = getattr(options, key)
+        if value not in words:
             listed = ", ".join("null" if word is None else word for word in words)
-            raise ValueError(f"system.edit.{key} is {options[key]!r}; expected one of {listed}.")
+            raise ValueError(f"system.edit.{key} is {value!r}; expected one of {listed}.")
 
 
-def _check_numbers(options: Any) -> None:
+def _check_numbers(options: EditConfig) -> None:
     least = dict.fromkeys(
         ("passes", "warm_up_steps", "sequence_length", "items_per_turn", "diffusion_steps",
          "num_steps", "refine_diffusion_steps", "refine_num_steps", "restview_refine_num_steps",
@@ -194,15 +201,17 @@ def _check_numbers(options: Any) -> None:
     )  # fmt: skip
     least |= dict.fromkeys(("overlap_length", "post_edit_steps", "preview_every"), 0)
     for key, low in least.items():
-        value = options[key]
+        value = getattr(options, key)
         if value is not None and value < low:
             raise ValueError(f"system.edit.{key} is {value}; expected {low} or more.")
     for key in ("warp_ratio", "temporal_share", "min_edit_fraction"):
-        if not 0 <= options[key] <= 1:
-            raise ValueError(f"system.edit.{key} is {options[key]}; expected a share from 0 to 1.")
+        if not 0 <= getattr(options, key) <= 1:
+            raise ValueError(
+                f"system.edit.{key} is {getattr(options, key)}; expected a share from 0 to 1."
+            )
     for key in ("depth_tau_keys", "depth_tau_rest"):
-        if not options[key] > 0:
-            raise ValueError(f"system.edit.{key} is {options[key]}; expected more than 0.")
+        if not getattr(options, key) > 0:
+            raise ValueError(f"system.edit.{key} is {getattr(options, key)}; expected more than 0.")
     if options.overlap_length >= options.sequence_length:
         raise ValueError(
             f"system.edit.overlap_length is {options.overlap_length} and sequence_length "

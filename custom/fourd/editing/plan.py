@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from threestudio.utils.rng import derive_seed, generator
 
-from .options import Strength, strength
+from .options import EditConfig, Strength, strength
 
 FrameKey = tuple[int, int]
 """Camera id and time id."""
@@ -131,7 +130,7 @@ class EditPlan:
             yield tuple(item for item in self.items if item.stage == stage)
 
 
-def make_plan(options: Any, frames: Sequence[FrameKey]) -> EditPlan:
+def make_plan(options: EditConfig, frames: Sequence[FrameKey]) -> EditPlan:
     """Return the plan of an edit.
 
     Args:
@@ -159,7 +158,7 @@ def make_plan(options: Any, frames: Sequence[FrameKey]) -> EditPlan:
     return EditPlan(tuple(planner.items), len(set(frames)), planner.blocking)
 
 
-def key_strength(options: Any, round_: int, rounds: int) -> Strength:
+def key_strength(options: EditConfig, round_: int, rounds: int) -> Strength:
     """T and n of a round: the key strength times 0.8 + 0.1 (1 + cos(pi round / rounds))."""
     return strength(options, "key").scaled(annealed(round_, rounds))
 
@@ -218,7 +217,7 @@ def describe(item: EditItem) -> str:
 class _Planner:
     """Writes items; one method per order."""
 
-    def __init__(self, options: Any, streams: dict[int, list[int]]) -> None:
+    def __init__(self, options: EditConfig, streams: dict[int, list[int]]) -> None:
         self.options, self.streams = options, streams
         self.items: list[EditItem] = []
         self.stage, self.blocking = 0, 0

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from .options import EditConfig
 from .plan import EditItem, EditPlan, FrameKey
 
 
@@ -26,7 +26,9 @@ class Turn:
         return tuple(item for share in self.shares for item in share)
 
 
-def make_schedule(plan: EditPlan, options: Any, max_steps: int, n_ranks: int = 1) -> list[Turn]:
+def make_schedule(
+    plan: EditPlan, options: EditConfig, max_steps: int, n_ranks: int = 1
+) -> list[Turn]:
     """Spread a plan over a training.
 
     Args:
@@ -58,13 +60,13 @@ def deal(plan: EditPlan, per_turn: int, n_ranks: int) -> Iterator[tuple[tuple[Ed
             yield tuple(tuple(queue[first : first + per_turn]) for queue in queues)
 
 
-def steps_needed(schedule: Sequence[Turn], options: Any, max_steps: int) -> int:
+def steps_needed(schedule: Sequence[Turn], options: EditConfig, max_steps: int) -> int:
     """`max_steps`, or so many that `post_edit_steps`, or one, follow the last edit."""
     last = max((turn.step for turn in schedule), default=0)
     return max(max_steps, last + max(1, options.post_edit_steps))
 
 
-def _n_blocking(plan: EditPlan, options: Any, shares: Sequence[tuple]) -> int:
+def _n_blocking(plan: EditPlan, options: EditConfig, shares: Sequence[tuple]) -> int:
     """How many turns come before training: the key stages, and as many as the gate wants."""
     written: set[FrameKey] = set()
     count = 0

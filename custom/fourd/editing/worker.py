@@ -25,6 +25,7 @@ from custom.fourd.ops.flow_warp import CHECKS, warp_by_flow
 from custom.fourd.ops.optical_flow import FlowEstimator, estimate_both
 
 from .buffer import EditBuffer
+from .options import EditConfig
 from .plan import AnchorFrame, EditItem, FrameKey, KeyRound, RestPaint, Window
 
 
@@ -98,7 +99,7 @@ class EditWorker:
         options: see `options.edit_options`.
     """
 
-    def __init__(self, sources: EditSources, options: Any) -> None:
+    def __init__(self, sources: EditSources, options: EditConfig) -> None:
         self.sources, self.options = sources, options
         self.scene, self.buffer = sources.scene, sources.buffer
         self.flow_check = CHECKS[options.flow_check]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -35,13 +36,12 @@ class EditReporter:
         self.is_training = False
         self._display = ProgressDisplay()
         self._meter = RateMeter()
-        self._began = 0.0
-        self._told = False
+        self._began, self._told = 0.0, -math.inf
 
     def wait(self, total: int) -> None:
         """Editing that training waits for begins: a bar of its own."""
         self._display.begin("editing", total)
-        self._told = False
+        self._told = -math.inf
 
     def train(self) -> None:
         """Training goes on; from now on there are lines only."""
@@ -52,14 +52,13 @@ class EditReporter:
         """Tell what is edited now."""
         self._began = time.monotonic()
         self._meter.add(self._began, done)
-        if self._told and not self._display.is_due():
+        if self._began - self._told < self._display.pause_sec:
             return
-        self._told = True
+        self._told = self._began
         rate = self._meter.rate()
         left = format_eta((total - done) / rate if rate else None)
         text = f"edit {done + 1}/{total}, {left} left: {describe(item)}"
         if self.is_training:
-            self._display._shown = self._began
             threestudio.info(text)
         else:
             self._display.show(text, done)

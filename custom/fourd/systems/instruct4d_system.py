@@ -12,7 +12,7 @@ resumed shows its field the same edits at the same steps.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,7 @@ class Instruct4dSystem(EditEvaluation, VideoReconstruction):
 
     def _identity(self) -> dict[str, Any]:
         """What decides the edits."""
-        options = {k: v for k, v in self.edit_options.items() if k not in PACE_KEYS}
+        options = {k: v for k, v in asdict(self.edit_options).items() if k not in PACE_KEYS}
         guidance = {k: v for k, v in self.guidance.cfg.items() if k not in MEMORY_KEYS}
         frames = self._frames.frames
         digest = hashlib.sha256(str(tuple(frames.shape)).encode())

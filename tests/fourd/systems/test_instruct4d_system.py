@@ -174,6 +174,33 @@ def test_edits_that_are_gone_are_missed_before_anything_is_trained(edited, fitte
 
 
 @pytest.mark.slow
+def test_two_processes_share_the_cameras_and_fill_one_buffer(edited, fitted, model, tmp_path):
+    argv = ["--config", str(ROOT / EDIT), "--train", f"exp_root_dir={tmp_path}", "tag=run",
+            "use_timestamp=false", "profile=test", "trainer.accelerator=cpu",
+            *keys(model, *fitted), *PACE]  # fmt: skip
+    run_jobs([{"argv": argv, "ranks": 2}], tmp_path)
+    journal = tmp_path / "instruct4d_edit" / "run" / "edits" / JOURNAL
+    ours = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    assert {e["item"]: e["sha256"] for e in ours} == {
+        e["item"]: e["sha256"] for e in entries(edited)[1]
+    }
+    assert len(ours) == len(entries(edited)[1]), "one process writes"
+
+
+@pytest.mark.slow
+def test_the_field_learns_the_edited_frames(fitted, model, tmp_path):
+    run = launch("--train", tmp_path, *keys(model, *fitted), "system.edit.min_edit_fraction=1.0",
+                 "trainer.max_steps=60", "data.batch_size=256", "system.scheduler.args.gamma=1.0",
+                 config=EDIT)  # fmt: skip
+    assert run.status == 0, run.errors
+    (path,) = run.folder.glob("csv_logs/**/metrics.csv")
+    names, *rows = (line.split(",") for line in path.read_text().splitlines())
+    column = names.index("train/loss_rgb")
+    losses = [float(row[column]) for row in rows if row[column]]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@pytest.mark.slow
 def test_one_command_fits_and_edits(fitted, model, tmp_path):
     overrides = [override if override.startswith("data.") else f"2:{override}"
                  for override in keys(model, fitted[0])]  # fmt: skip
