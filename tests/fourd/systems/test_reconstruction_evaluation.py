@@ -104,7 +104,8 @@ def test_validation_shows_render_truth_and_depth_of_every_frame(fitted, frames, 
     torch.testing.assert_close(found[0], rgb.detach(), atol=1.01 / 255, rtol=0)
     truth = frames.frames[[0, 7, 19]] / 255
     torch.testing.assert_close(found[1], truth, atol=0.6 / 255, rtol=0)
-    assert float(found[2].amax(-1).std()) > 0.02, "depths differ from pixel to pixel"
+    colours = found[2].reshape(-1, 3).unique(dim=0)
+    assert len(colours) > 20, "near and far have colours of their own"
     fitted.on_validation_epoch_end()  # nothing is kept for a second picture
 
 
