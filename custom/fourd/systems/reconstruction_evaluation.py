@@ -7,7 +7,6 @@ over frames; where the data says which pixels may be compared (`mask`), only tho
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +14,13 @@ from typing import Any
 import threestudio
 import torch
 from jaxtyping import Float
-from threestudio.launcher.progress import memory_gb
 from threestudio.utils.misc import get_rank
 from torch import Tensor
 
 from custom.fourd.metrics.image_quality import psnr, ssim
 from custom.fourd.renderers.scene import SceneImages
+
+from .timed_evaluation import TimedEvaluation
 
 SHEET_COLUMNS = 8
 VIDEO_FPS = 8
@@ -73,7 +73,7 @@ class FrameScores:
         return means
 
 
-class ReconstructionEvaluation:
+class ReconstructionEvaluation(TimedEvaluation):
     """Mixin of `VideoReconstruction` with what it does outside of training.
 
     Uses of the system: `scene`, the savers, its clock.
@@ -99,18 +99,9 @@ class ReconstructionEvaluation:
 
     # Test
 
-    def on_test_start(self) -> None:
-        super().on_test_start()
-        self._begin_test()
-
-    def on_predict_start(self) -> None:
-        super().on_predict_start()
-        self._begin_test()  # An exporter with `save_video` tests, too.
-
     def _begin_test(self) -> None:
-        # An interrupted training is tested without having reached its end.
-        self._stop_clock()
-        self._tested, self._test_started = FrameScores(), time.monotonic()
+        super()._begin_test()
+        self._tested = FrameScores()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Render a held-out frame, compare it, and write it with the truth and its depth."""
@@ -155,18 +146,7 @@ class ReconstructionEvaluation:
         )  # fmt: skip
 
     def _circumstances(self) -> dict[str, Any]:
-        seconds = self.training_seconds
-        height, width = self._tested.shown[0][0].shape[:2]
-        return {
-            "steps": self.true_global_step,
-            "seconds": None if seconds is None else round(seconds, 2),
-            "evaluation_seconds": round(time.monotonic() - self._test_started, 2),
-            "peak_memory_gb": round(memory_gb(self.device), 3),
-            "profile": self.profile,
-            "views": len(self._tested.shown),
-            "height": int(height),
-            "width": int(width),
-        }
+        return self._facts_of_run([rgb for rgb, _, _ in self._tested.shown])
 
     def _render_frame(self, batch: dict[str, Any]) -> SceneImages:
         """Render through the batch's own rays, so that no principal point is lost."""
