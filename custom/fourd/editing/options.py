@@ -46,7 +46,9 @@ class EditConfig:
     warm_up_steps: int = 12
     """rounds in which the release edits the first time, falling in strength"""
     sequence_length: int = 5
-    """frames in a window, and cameras in a round"""
+    """frames in a window, and other cameras that are painted together"""
+    key_cameras: int | None = None
+    """cameras that are edited jointly in a round; null: as many as a window has frames"""
     overlap_length: int | None = None
     """frames that a window shares with the one before; null: 0, and 1 for a single view"""
     diffusion_steps: int = 20
@@ -145,6 +147,7 @@ def edit_options(keys: Mapping[str, Any]) -> EditConfig:
         ("attention", published["attention"]),
         ("refine_num_steps", first[0]),
         ("refine_diffusion_steps", first[1]),
+        ("key_cameras", options.sequence_length),
         ("later_passes_from", "render" if options.order == "paper" else "buffer"),
     ):
         _fill(options, key, value)
@@ -194,7 +197,8 @@ def _check_words(options: EditConfig) -> None:
 
 def _check_numbers(options: EditConfig) -> None:
     least = dict.fromkeys(
-        ("passes", "warm_up_steps", "sequence_length", "items_per_turn", "diffusion_steps",
+        ("passes", "warm_up_steps", "sequence_length", "key_cameras", "items_per_turn",
+         "diffusion_steps",
          "num_steps", "refine_diffusion_steps", "refine_num_steps", "restview_refine_num_steps",
          "later_refine_diffusion_steps", "later_refine_num_steps", "turn_interval_steps",
          "restview_refine_diffusion_steps"), 1

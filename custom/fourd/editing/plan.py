@@ -276,7 +276,7 @@ class _Planner:
     def _key_round(
         self, name: str, round_: int, how: Strength, ratio: float, from_render: bool = False
     ) -> KeyRound:
-        count = min(self.options.sequence_length, len(self.joint))
+        count = min(self.options.key_cameras, len(self.joint))
         order = torch.randperm(len(self.joint), generator=generator("edit-cameras", round_))
         chosen = sorted(self.joint[place] for place in order[:count].tolist())
         targets = tuple(camera for camera in self.joint if camera not in chosen)

@@ -181,6 +181,13 @@ def test_a_plan_can_be_printed():
     assert len(lines) == len(plan(order="paper").items)
 
 
+def test_rounds_may_have_fewer_cameras_than_windows_frames():
+    found = plan(order="paper", key_cameras=2)
+    assert [len(item.cameras) for item in of(KeyRound, found)] == [2]
+    assert [len(item.cameras) for item in of(RestPaint, found)] == [5]
+    assert max(len(w.times) for w in of(Window, found)) == 5
+
+
 def test_nothing_to_edit_is_refused():
     with pytest.raises(ValueError, match="there is no frame to edit"):
         plan([])
