@@ -6,7 +6,8 @@ A scene of the world (of two objects), a trained scene (`--checkpoint`; without 
 embedded profile's shape with random weights), a grid on disk with cached latents, and a video.
 *Live* renders every frame (`cache_mib` 0), *remembered* is the same once every cell was rendered,
 which for a trained scene then costs what it does for the world. A row ends early after a minute.
-Each row runs in a process of its own, whose memory is what it added to that of an idle one.
+Each row runs in a process of its own, whose memory is what it added to that of an idle one. CPU
+time is what a pair costs however busy the machine is.
 `--write` stores the report under tests/benchmarks/results/.
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -102,6 +102,7 @@ def measure(name: str, scene: str, size: int, steps: int) -> dict[str, float]:
 
     import custom.fourd  # noqa: F401 - registers the names
 
+    make = threestudio.find("fourd-pair-datamodule")
     keys = {"scenes": [scene], "height": size, "width": size, "colour_jitter": 0.0, **ROWS[name]}
     encoder = None
     if name == "grid, latents encoded":
@@ -112,7 +113,7 @@ def measure(name: str, scene: str, size: int, steps: int) -> dict[str, float]:
         import diffusers  # noqa: F401 - a training has it in memory anyway
     idle = peak_mib()
     began = time.perf_counter()
-    module = threestudio.find("fourd-pair-datamodule")(keys)
+    module = make(keys)
     module.setup("fit")
     dataset = module.train_dataset
     prepared = time.perf_counter() - began
@@ -121,7 +122,7 @@ def measure(name: str, scene: str, size: int, steps: int) -> dict[str, float]:
             for camera_id in range(len(module.sources[0].cameras)):
                 dataset.memory.read(module.sources[0], time_id, camera_id)
     batch = dataset.collate({"step": 0})
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     for step in range(1, steps + 1):
         if time.perf_counter() - began > LONGEST_ROW_SECONDS:
             steps = step - 1
@@ -129,7 +130,7 @@ def measure(name: str, scene: str, size: int, steps: int) -> dict[str, float]:
         batch = dataset.collate({"step": step})
         if encoder is not None:
             encoder.encode(batch["target_rgb"])
-    seconds = time.perf_counter() - began
+    seconds, worked = time.perf_counter() - began, time.process_time() - worked
     pairs = steps * len(batch["scene_id"])
     return {
         "pairs_per_second": round(pairs / seconds, 1),
@@ -137,14 +138,21 @@ def measure(name: str, scene: str, size: int, steps: int) -> dict[str, float]:
         "added_mib": round(peak_mib() - idle, 1),
         "remembered_mib": round(dataset.memory.nbytes / 2**20, 1),
         "prepare_seconds": round(prepared, 2),
+        "cpu_milliseconds_per_pair": round(1e3 * worked / pairs, 3),
         "batches": steps,
         "threads": torch.get_num_threads(),
     }
 
 
 def peak_mib() -> float:
-    """Return the largest resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the largest resident memory of this process so far, in MiB.
+
+    `getrusage` would count what the process that started this one had, too.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system does not tell how much memory a process has had")
 
 
 def measure_apart(name: str, scene: str, size: int, steps: int) -> dict[str, float]:
@@ -161,12 +169,20 @@ def measure_apart(name: str, scene: str, size: int, steps: int) -> dict[str, flo
 
 def lines_of(rows: dict[str, dict[str, float]]) -> list[str]:
     """Return the table as Markdown."""
-    lines = ["| source | pairs/s | ms a pair | batches | memory added, MiB | remembered, MiB | "
-             "prepare, s |", "|---|---|---|---|---|---|---|"]  # fmt: skip
-    keys = ("pairs_per_second", "milliseconds_per_pair", "batches", "added_mib", "remembered_mib",
-            "prepare_seconds")  # fmt: skip
+    columns = {
+        "pairs/s": "pairs_per_second",
+        "ms a pair": "milliseconds_per_pair",
+        "CPU ms a pair": "cpu_milliseconds_per_pair",
+        "batches": "batches",
+        "memory added, MiB": "added_mib",
+        "remembered, MiB": "remembered_mib",
+        "prepare, s": "prepare_seconds",
+    }
+    lines = ["| source | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[key]:g}" for key in keys) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(f"{row[key]:g}" for key in columns.values()) + " |"
+        )
     return lines
 
 
