@@ -134,6 +134,8 @@ def instrument(system: Any, clock: StepClock) -> None:
     watched: set[int] = set()
 
     def timed_render(*args: Any, **kwargs: Any) -> dict:
+        if not system.renderer.training:  # Evaluation belongs to no step.
+            return render(*args, **kwargs)
         with clock.part("rendering, forward"):
             out = render(*args, **kwargs)
         clock.note(rays=out["opacity"].numel(), samples=out["ray_indices"].numel())

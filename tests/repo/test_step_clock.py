@@ -102,6 +102,16 @@ def test_a_step_is_split_between_rendering_and_guidance(clock, load):
     }  # fmt: skip
 
 
+def test_renders_of_an_evaluation_belong_to_no_step(clock, load):
+    """They hold no samples, and may come after the last step."""
+    system = OneStepSystem(clock)
+    system.renderer.forward = lambda: {"comp_rgb": torch.ones(1), "opacity": torch.ones(1)}
+    load("step_clock").instrument(system, clock)
+    system.renderer.eval()
+    assert set(system.renderer.forward()) == {"comp_rgb", "opacity"}
+    assert "rendering, forward" not in clock.current
+
+
 def test_lines_show_each_part_with_its_share(clock, load):
     with clock.part("data"):
         spend(clock, 0.25)
