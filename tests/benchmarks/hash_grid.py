@@ -5,8 +5,8 @@
 3D, 4D, and 4D-fy's sum of both, at the published size (16 levels x 2 features, 2^19 entries) and at
 the embedded profile's. Every back end that this machine has is run in turn in one process, so the
 ratios survive a busy machine; times are medians, the best in brackets. On the CPU the floor is bare
-loops over the very addresses that a kernel visits; on any device the ceiling is the rate of a plain
-copy. Useful bytes count the table entries alone: read once forward, read and written once in the
+loops over the very addresses that a kernel visits, measured in each round anew: the ratio to it is
+the median over the rounds. On any device the ceiling is the rate of a plain copy. Useful bytes count the table entries alone: read once forward, read and written once in the
 gradient to the table. `--cpu-time` counts the time that the process itself was running, for one
 thread on a busy CPU. `--write` stores the report under tests/benchmarks/results/.
 """
@@ -169,8 +169,9 @@ def rows_of(grid: str, config: dict, n_points: int, bench: Bench, rate: float) -
     median = {name: statistics.median(ms) for name, ms in samples.items()}
     floors = {}
     if bench.device.type == "cpu":
-        gather, update = median["floor", "gather"], median["floor", "read-add-write"]
-        floors = dict(zip(PASSES, (gather, update, gather + update), strict=True))
+        gather, update = samples["floor", "gather"], samples["floor", "read-add-write"]
+        both = [sum(pair) for pair in zip(gather, update, strict=True)]
+        floors = dict(zip(PASSES, (gather, update, both), strict=True))
     traffic = dict(zip(PASSES, (touched, 2 * touched, 3 * touched), strict=True))
     return [
         {
@@ -181,13 +182,18 @@ def rows_of(grid: str, config: dict, n_points: int, bench: Bench, rate: float) -
             "backend": backend,
             "ms": median[backend, name],
             "best_ms": min(samples[backend, name]),
-            "x_floor": median[backend, name] / floors[name] if floors else None,
+            "x_floor": _median_ratio(samples[backend, name], floors[name]) if floors else None,
             "useful_share_of_copy_rate": traffic[name] / (median[backend, name] * 1e-3) / rate,
             "twin_over_it": _ratio(median.get(("torch", name)), median[backend, name]),
         }
         for name in PASSES
         for backend in backends
     ]
+
+
+def _median_ratio(own: list[float], floor: list[float]) -> float:
+    """Of the rounds' ratios: a machine that slows down for a round slows both."""
+    return statistics.median(ms / least for ms, least in zip(own, floor, strict=True))
 
 
 def _ratio(other: float | None, own: float) -> float | None:
