@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import statistics
 import sys
 import time
@@ -32,6 +33,7 @@ from threestudio.kernels.hash_grid import (
     hash_grid_encode_sum,
 )
 from threestudio.kernels.torch_backend import corner_indices
+from threestudio.launcher.main import ask_for_huge_pages
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -236,6 +238,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    ask_for_huge_pages(os.environ)  # as a launch does
     bench = Bench(torch.device(arguments.device), arguments.repeats, arguments.cpu_time)
     facts = describe_circumstances(threads=torch.get_num_threads())
     if bench.device.type == "cuda":
