@@ -2,8 +2,11 @@
 
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.loggers import Logger
 from threestudio.systems.base import BaseSystem
 from torch.utils.data import DataLoader
 
@@ -126,6 +129,65 @@ def test_logged_losses_are_remembered(tmp_path):
     system = System(config())
     make_trainer(tmp_path).fit(system, DataLoader(Endless(), batch_size=None))
     assert not system._last_logged["train/loss_x"].requires_grad
+
+
+class Written(Logger):
+    """Keeps what it is given to write."""
+
+    name, version = "written", 0
+
+    def __init__(self):
+        super().__init__()
+        self.steps = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.steps.setdefault(step, set()).update(metrics)
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class CountingSystem(System):
+    """Counts how often Lightning was handed a value."""
+
+    handed = 0
+
+    def training_step(self, batch, batch_idx):
+        self.log("train/number", float(batch_idx))
+        self.log("train/shown", 1.0, prog_bar=True)
+        CountingSystem.handed += self.is_log_step
+        return super().training_step(batch, batch_idx)
+
+
+def fit_counting(tmp_path, steps, every, **options):
+    CountingSystem.handed = 0
+    logger = Written()
+    trainer = pl.Trainer(accelerator="cpu", logger=logger, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, max_steps=steps,
+                         log_every_n_steps=every, default_root_dir=tmp_path, **options)
+    trainer.fit(CountingSystem(config()), DataLoader(Endless(), batch_size=None))
+    return CountingSystem.handed, logger.steps, trainer
+
+
+def test_values_reach_lightning_only_at_the_steps_that_are_written(tmp_path):
+    handed, written, trainer = fit_counting(tmp_path, steps=7, every=3)
+    names = {"train/number", "train/shown", "train/loss_x"}
+    assert handed == 3  # of the 3rd, the 6th, and the last step
+    assert {step for step, found in written.items() if names <= found} == {2, 5}
+    assert trainer.callback_metrics["train/number"] == 6.0
+
+
+@pytest.mark.parametrize("batches, steps", [(1, 4), (2, 4)])
+def test_accumulated_batches_count_as_one_step_of_the_log(tmp_path, batches, steps):
+    handed, written, _ = fit_counting(tmp_path, steps, 2, accumulate_grad_batches=batches)
+    assert handed == 2 * batches
+    assert {step for step, found in written.items() if "train/number" in found} == {1, 3}
+
+
+def test_a_monitored_value_is_kept_at_every_step(tmp_path):
+    stop = EarlyStopping("train/number", patience=100)
+    handed, _, trainer = fit_counting(tmp_path, 5, 100, callbacks=[stop])
+    assert handed == 5 and trainer.callback_metrics["train/number"] == 4.0
 
 
 @pytest.mark.parametrize("stage, key", [("validate", "cleanup_after_validation_step"),

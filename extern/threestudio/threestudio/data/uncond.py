@@ -137,6 +137,7 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         self.rank = get_rank()
         self.world_size = max(_world_size(), self.rank + 1)
         self._last_update = -1
+        self.shown_step = -1
         self._set_step(0)
 
     def attach_trainer(self, trainer: pl.Trainer | None) -> None:
@@ -213,6 +214,8 @@ class RandomCameraIterableDataset(IterableDataset, Updateable):
         return batch | {"step": step}
 
     def _set_step(self, step: int) -> None:
+        if step == self.shown_step:
+            return  # a step is announced several times
         index = bisect.bisect_right(self.resolution_milestones, step) - 1
         self.height, self.width = self.heights[index], self.widths[index]
         self.batch_size = self.batch_sizes[index]

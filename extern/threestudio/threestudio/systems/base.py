@@ -130,10 +130,33 @@ class BaseSystem(CheckpointContents, pl.LightningModule, Updateable, SaverMixin)
         return result
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's; loss terms are also kept to name them if one is not finite."""
+        """As Lightning's, in a training step only where it will be written (see `is_log_step`).
+
+        Loss terms are also kept, at every step, to name them if one is not finite.
+        """
         if "loss" in name:
             self._last_logged[name] = value.detach() if isinstance(value, torch.Tensor) else value
+        is_plain = not args and kwargs.keys() <= {"prog_bar"}
+        if is_plain and not self.is_log_step:
+            return
         super().log(name, value, *args, **kwargs)
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether what is logged now has a reader.
+
+        Of a training step's values the loggers write those of every `trainer.log_every_n_steps`-th
+        step; the others would be moved, averaged and thrown away, for a millisecond each. All are
+        kept where a callback monitors one, at the last step, and outside of `training_step`.
+        """
+        trainer = self._trainer
+        if trainer is None or self._current_fx_name != "training_step":
+            return True
+        if any(getattr(callback, "monitor", None) for callback in trainer.callbacks):
+            return True
+        # Lightning's own rule: it counts neither accumulated batches nor several optimizers' steps.
+        is_written = trainer._logger_connector.should_update_logs or trainer.fast_dev_run
+        return is_written or self.global_step + 1 == trainer.max_steps
 
     def on_save_fault(self, path: str, error: OSError) -> None:
         """A picture that cannot be written stops an evaluation, but never a training."""

@@ -83,6 +83,8 @@ class Distillation:
 
     def log_weights(self) -> None:
         """Log every entry of `cfg.loss` as it stands at this step, ``train_params/lambda_x``."""
+        if not self.is_log_step:
+            return
         for name, value in self.cfg.loss.items():
             self.log(f"train_params/{name}", self.C(value))
 
