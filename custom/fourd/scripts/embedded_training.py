@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -59,7 +59,7 @@ class BatchSource(Protocol):
 
 def _split_parameters(modules: torch.nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Hidden matrices for Muon; embeddings, first and last layers, biases and norms for AdamW."""
-    outer = ("embed", "conv_in", "conv_out", "class_embedding")
+    outer = ("embed", "conv_in", "conv_out", "class_embedding", "latents", "teacher")
     matrices, others = [], []
     for name, parameter in modules.named_parameters():
         is_hidden = parameter.ndim >= 2 and not any(word in name for word in outer)
@@ -78,6 +78,7 @@ class Trainer:
         timestep_power: timesteps are 1000 u ** power, u in [0, 1); lower means more noise.
         complete: (a batch's class vectors, token states) -> the class vectors that the U-Net gets.
         text_loss: (captions, token states) -> what is added to the loss, a scalar.
+        further: modules that are trained beside the two, by name.
     """
 
     def __init__(
@@ -89,11 +90,14 @@ class Trainer:
         timestep_power: float = TIMESTEP_POWER,
         complete: Callable[[Tensor, Tensor], Tensor] | None = None,
         text_loss: Callable[[list[str], Tensor], Tensor] | None = None,
+        further: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
         self.text_encoder, self.unet = build_text_encoder(), unet
         self.tokenizer, self.scheduler = make_tokenizer(), build_scheduler()
         self.device = get_device()
-        self.modules = torch.nn.ModuleDict({"text": self.text_encoder, "unet": self.unet})
+        self.modules = torch.nn.ModuleDict(
+            {"text": self.text_encoder, "unet": self.unet, **(further or {})}
+        )
         # Convolutions on the CPU are faster with channels last, by a tenth of a step.
         self.modules.to(self.device, memory_format=torch.channels_last)
         matrices, others = _split_parameters(self.modules)
@@ -136,22 +140,10 @@ class Trainer:
         latents = batch.latents.to(self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         target = self.scheduler.get_velocity(latents, noise, timesteps)
-        if batch.attention == "joint":
-            set_cross_view_attention(self.unet, joined)
-        else:
-            set_anchor_attention(self.unet, batch.attention).joint(joined)
-        if batch.conditions is not None:
-            noisy = torch.cat((noisy, batch.conditions.to(self.device)), dim=1)
-        states, vectors = self.encode(batch.captions), batch.class_vectors
-        if vectors is not None:
-            vectors = vectors.to(self.device)
-        if self.complete:
-            vectors = self.complete(vectors, states)
-        predicted = self.unet(noisy, timesteps, states, class_labels=vectors).sample
+        predicted, further_loss = self.predict(batch, noisy, timesteps)
         loss = functional.mse_loss(predicted, target)
         self.modules.zero_grad(set_to_none=True)
-        total = loss + self.text_loss(batch.captions, states) if self.text_loss else loss
-        total.backward()
+        (loss if further_loss is None else loss + further_loss).backward()
         self._share_gradients()
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -161,6 +153,24 @@ class Trainer:
         self.step_count += 1
         self._average()
         return float(loss.detach())
+
+    def predict(
+        self, batch: Batch, noisy: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The velocity that the U-Net predicts, and what else is added to the loss."""
+        if batch.attention == "joint":
+            set_cross_view_attention(self.unet, batch.group_size)
+        else:
+            set_anchor_attention(self.unet, batch.attention).joint(batch.group_size)
+        if batch.conditions is not None:
+            noisy = torch.cat((noisy, batch.conditions.to(self.device)), dim=1)
+        states, vectors = self.encode(batch.captions), batch.class_vectors
+        if vectors is not None:
+            vectors = vectors.to(self.device)
+        if self.complete:
+            vectors = self.complete(vectors, states)
+        predicted = self.unet(noisy, timesteps, states, class_labels=vectors).sample
+        return predicted, self.text_loss(batch.captions, states) if self.text_loss else None
 
     def _share_gradients(self) -> None:
         """Replace gradients by their mean over the processes, in one message."""

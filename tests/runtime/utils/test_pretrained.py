@@ -249,6 +249,20 @@ def test_embedded_models_lie_below_registered_roots(sd_folder, monkeypatch):
             resolve_pretrained(name)
 
 
+def test_embedded_models_hold_single_files(sd_folder, monkeypatch):
+    monkeypatch.setattr(pretrained, "_embedded_roots", [sd_folder.parent])
+    (sd_folder / "adapter").mkdir()
+    file = sd_folder / "adapter" / "a.safetensors"
+    file.write_bytes(b"x")
+    name = "embedded://sd/adapter/a.safetensors"
+    assert resolve_checkpoint_file(name) == file
+    assert models_available([name]) == {name: True}
+    with pytest.raises(ModelUnavailableError, match="'embedded://sd/adapter' holds no file b.saf"):
+        resolve_checkpoint_file("embedded://sd/adapter/b.safetensors")
+    file.unlink()
+    file.parent.rmdir()
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere/x", "a/b/c"])
 def test_a_missing_folder_says_so(name):
     with pytest.raises(ModelUnavailableError, match=f"The model folder '{name}' does not exist"):

@@ -169,7 +169,11 @@ def resolve_pretrained(
 def resolve_checkpoint_file(
     name_or_path: str | os.PathLike, revision: str | None = None, allow_download: bool = True
 ) -> Path:
-    """Return a single weights file: a path, or ``owner/name/[folder/]file.ext`` on the hub.
+    """Return a single weights file.
+
+    Args:
+        name_or_path: a path, ``owner/name/[folder/]file.ext`` on the hub, or
+            ``embedded://name/[folder/]file.ext``.
 
     Raises:
         ModelUnavailableError: if there is no such file here and it cannot be fetched.
@@ -181,6 +185,12 @@ def resolve_checkpoint_file(
             f"'{name}' does not look like a weights file; expected one of the endings "
             f"{', '.join(WEIGHT_SUFFIXES)}."
         )
+    if name.startswith(EMBEDDED_PREFIX):
+        folder, _, filename = name.rpartition("/")
+        path = _embedded_folder(folder) / filename
+        if not path.is_file():
+            raise ModelUnavailableError(f"The embedded model '{folder}' holds no file {filename}.")
+        return path
     path = Path(name).expanduser()
     if path.is_file():
         return path
