@@ -23,15 +23,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .frame_encoders import KINDS_OF_FEATURES, features_identity, latents_identity
 from .grid_cache import open_cache
 from .grid_cells import GridCells
-from .pair_batch import RANDOM_BACKGROUNDS, draw_backgrounds, draw_jitter, pair_batch
+from .pair_batch import (
+    RANDOM_BACKGROUNDS,
+    WHITE,
+    draw_backgrounds,
+    draw_jitter,
+    pair_batch,
+    scoring_background,
+)
 from .pair_cells import CellMemory, CellSource
 from .pair_sampling import KINDS, PairChoice, PairSampler
 from .pair_scenes import open_scenes
 from .pair_split import PROTOCOLS, SplitOptions, scored_pairs, split_cells, union
 from .video_cells import FITS
 from .video_scene_datamodule import plain
-
-WHITE = (1.0, 1.0, 1.0)
 
 
 def _published_mix() -> dict[str, float]:
@@ -177,9 +182,7 @@ class ScoredPairDataset(Dataset):
         """Return pairs with "index" [B], their places in this dataset."""
         rows = torch.tensor(places, dtype=torch.long)
         choice = PairChoice(*(column[rows] for column in vars(self.choice).values()))
-        background = plain(self.cfg.background)
-        colour = WHITE if background in RANDOM_BACKGROUNDS else background
-        backgrounds = draw_backgrounds(colour, ItemSpan(0, 0, len(rows), len(rows)))
+        backgrounds = scoring_background(plain(self.cfg.background)).expand(len(rows), 3)
         return pair_batch(self.sources, self.memory, choice, backgrounds) | {"index": rows}
 
 
@@ -313,7 +316,7 @@ class FourdPairDataModule(pl.LightningDataModule):
         for source in self.sources:
             if not source.is_prepared:
                 source.prepare()
-        options = self._split_options()
+        options = self.split_options()
         splits = [split_cells(source, options) for source in self.sources]
         if stage in (None, "fit"):
             cells = [
@@ -330,7 +333,8 @@ class FourdPairDataModule(pl.LightningDataModule):
                 choice = self._scored(splits, options, count, required=stage not in (None, "fit"))
                 setattr(self, name, ScoredPairDataset(self.cfg, self.sources, choice))
 
-    def _split_options(self) -> SplitOptions:
+    def split_options(self) -> SplitOptions:
+        """Return how scenes are split into what is trained on and what is scored."""
         cfg = self.cfg
         return SplitOptions(
             train_every_time=cfg.train_every_time,

@@ -12,10 +12,12 @@ from threestudio.utils.rng import rand_items
 from torch import Tensor
 
 from .pair_cells import CellMemory, CellSource, delta_view
+from .pair_places import pair_places
 from .pair_sampling import PairChoice
 
 LUMA = (0.299, 0.587, 0.114)
 RANDOM_BACKGROUNDS = ("random", "random_gray")
+WHITE = (1.0, 1.0, 1.0)
 
 
 def draw_backgrounds(background: Any, span: ItemSpan) -> Float[Tensor, "n 3"]:
@@ -31,6 +33,12 @@ def draw_backgrounds(background: Any, span: ItemSpan) -> Float[Tensor, "n 3"]:
         grey = rand_items((span.count, 1), "pair-background", span.step, span.first)
         return grey.expand(-1, 3)
     return torch.tensor([float(value) for value in background]).expand(span.count, 3)
+
+
+def scoring_background(background: Any) -> Float[Tensor, "3"]:
+    """Return the colour behind scored images: the config's, or white where that is random."""
+    colour = WHITE if background in RANDOM_BACKGROUNDS else background
+    return torch.tensor([float(value) for value in colour])
 
 
 def draw_jitter(
@@ -99,18 +107,13 @@ def pair_batch(
     chosen = [sources[place] for place in choice.scene.tolist()]
     batch: dict[str, Any] = {"scene_id": [source.scene_id for source in chosen]}
     batch["caption"] = [source.caption for source in chosen]
-    sides = {
-        "cond": (choice.frame_i, choice.camera_a, "time_i", "camera_a"),
-        "target": (choice.frame_j, choice.camera_b, "time_j", "camera_b"),
-    }
-    for side, (frames, cameras, time_key, camera_key) in sides.items():
-        places = list(zip(chosen, frames.tolist(), cameras.tolist(), strict=True))
+    sides = {"cond": (choice.frame_i, choice.camera_a), "target": (choice.frame_j, choice.camera_b)}
+    for side, (frames, cameras) in sides.items():
+        places = zip(chosen, frames.tolist(), cameras.tolist(), strict=True)
         cells = torch.stack([memory.read(*place) for place in places])
         rgb, alpha = lay_over(cells, backgrounds, jitter)
         batch[f"{side}_rgb"], batch[f"{side}_alpha"] = rgb, alpha
-        batch[time_key] = torch.stack([source.frame_times[frame] for source, frame, _ in places])
-        rows = [source.cameras.select(torch.tensor([camera])) for source, _, camera in places]
-        batch[camera_key] = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+    batch |= pair_places(sources, choice)
     batch["delta_time"] = batch["time_j"] - batch["time_i"]
     batch["delta_view"] = delta_view(batch["camera_a"], batch["camera_b"])
     batch["background"] = backgrounds

@@ -122,6 +122,8 @@ class CellSource(ABC):
     """whether a cell costs so much that it is worth remembering"""
     is_prepared = False
     """whether `prepare` was called"""
+    loops = False
+    """whether time 1 is known to show what time 0 does"""
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..world.grammar import parse_caption
+from ..world.motion import returns_to_start
 from ..world.render import composite_layers, render_layers
 from .pair_cells import CellSource, OrbitCameras, cell_bytes
 
@@ -33,6 +34,7 @@ class WorldCells(CellSource):
     ) -> None:
         self.world_scene = parse_caption(caption)
         super().__init__(scene_id, caption, frame_times, cameras, height, width)
+        self.loops = returns_to_start(self.world_scene)
 
     def read_cell(self, time_id: int, camera_id: int) -> UInt8[Tensor, "h w 4"]:
         """Render one cell."""

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors.torch import load, save
 from threestudio.utils.saving import replacing
 
+from .controlled_prior import ImagePromptConfig
 from .mapper import Mapper, config_facts, config_from_facts
 from .text_injection import InjectionConfig
 
@@ -46,6 +47,38 @@ class MapperFacts:
     """Its weight."""
     width: int | None = None
     """Of the text encoder; None takes the mapper's."""
+    image_encoder: str | None = None
+    """Folder, id or embedded:// name of the IP-Adapter's vision encoder."""
+    image_encoder_folder: str | None = None
+    """Where in it."""
+    sampling: dict | None = None
+    """Keys of `SamplingOptions` that it was tested with."""
+
+    def image_prompt(self) -> ImagePromptConfig | None:
+        """The IP-Adapter that it was trained with, if it was with one.
+
+        Raises:
+            ValueError: the file does not name the adapter's vision encoder.
+        """
+        if self.ip_adapter is None:
+            return None
+        if self.image_encoder is None:
+            raise ValueError(
+                f"the mapper was trained with the IP-Adapter {self.ip_adapter}, and its JSON names "
+                "no image_encoder; expected one. Give ip_adapter: weights and image_encoder."
+            )
+        scale = {} if self.ip_adapter_scale is None else {"scale": self.ip_adapter_scale}
+        return ImagePromptConfig(
+            self.ip_adapter, self.image_encoder, self.image_encoder_folder, **scale
+        )
+
+    def text_template(self) -> str:
+        """The template of prompts without the placeholders, which a composition puts there."""
+        return self.prompt_template.partition(". ")[2]
+
+
+OPTIONAL = ("image_encoder", "image_encoder_folder", "sampling")
+"""Facts that earlier files of this format do not have."""
 
 
 def save_mapper(path: str | Path, mapper: Mapper, facts: MapperFacts) -> tuple[Path, Path]:
@@ -110,7 +143,7 @@ def load_mapper(path: str | Path) -> tuple[Mapper, MapperFacts]:
             f"{expected.get(odd[0])} for the mapper that {facts_path.name} describes."
         )
     mapper.load_state_dict(state)
-    facts = {key: written[key] for key in MapperFacts.__dataclass_fields__}
+    facts = {key: written.get(key) for key in MapperFacts.__dataclass_fields__}
     facts["layer_table"] = tuple(facts["layer_table"])
     facts["injection"] = InjectionConfig(**facts["injection"])
     return mapper.eval().requires_grad_(False), MapperFacts(**facts)
@@ -183,6 +216,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
             "threestudio-4d if the file is newer."
         )
     expected = {"mapper", "base_norm", "weights_sha256", *MapperFacts.__dataclass_fields__}
+    expected -= set(OPTIONAL)
     missing = sorted(expected - set(written))
     if missing:
         raise ValueError(

@@ -18,9 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
 from custom.fourd.diffusion.layer_contexts import Contexts, LayerContexts
 
 from .mapper import MapperOutput
@@ -28,6 +25,8 @@ from .text_injection import PlaceholderPrompts, TextInjection
 
 COMPOSE_MODES = ("tokens", "joint_token", "attention", "guidance")
 TIME, VIEW, JOINT = "<time>", "<view>", "<control>"
+PLACEHOLDERS = {"time": TIME, "view": VIEW, "joint": JOINT}
+"""Which placeholder a mapper of a kind speaks for."""
 SUPER_CATEGORIES = {VIEW: "view", TIME: "time"}
 JOINT_SUPER_CATEGORIES = {JOINT: "object"}
 
@@ -37,21 +36,28 @@ class Composition:
     """How two controls join.
 
     The weights are those of the text branches for ``attention`` (they sum to 1 where the controls
-    together should weigh as one text) and the strengths for ``guidance``.
+    together should weigh as one text) and, for ``guidance``, factors on the strength of control.
     """
 
     mode: str = "tokens"
     """One of `COMPOSE_MODES`."""
-    time_weight: float = 0.5
-    """Of the time control."""
-    view_weight: float = 0.5
-    """Of the view control."""
+    time_weight: float | None = None
+    """Of the time control; None is 0.5 for ``attention`` and 1 for ``guidance``."""
+    view_weight: float | None = None
+    """Of the view control; None is as for time."""
 
     def __post_init__(self) -> None:
         if self.mode not in COMPOSE_MODES:
             raise ValueError(
                 f"compose is {self.mode!r}; expected one of {', '.join(COMPOSE_MODES)}."
             )
+
+    def weight(self, control: str) -> float:
+        """Weight of "time" or "view"."""
+        given = {"time": self.time_weight, "view": self.view_weight}[control]
+        if given is not None:
+            return float(given)
+        return 0.5 if self.mode == "attention" else 1.0
 
     @property
     def super_categories(self) -> dict[str, str]:
@@ -79,7 +85,7 @@ class Composition:
 
         Returns:
             {"control": contexts} for one call; {"time": ..., "view": ...} for ``guidance``, whose
-            predictions `guided_by_controls` joins.
+            predictions `guidance_weights` joins.
 
         Raises:
             ValueError: a word is missing.
@@ -106,8 +112,8 @@ class Composition:
             }
         return {
             "control": [
-                injection.contexts(prompts, alone[TIME], self.time_weight),
-                injection.contexts(prompts, alone[VIEW], self.view_weight),
+                injection.contexts(prompts, alone[TIME], self.weight("time")),
+                injection.contexts(prompts, alone[VIEW], self.weight("view")),
             ]
         }
 
@@ -122,29 +128,27 @@ def without_control(
     )
 
 
-def guided_by_image_and_control(
-    without_both: Float[Tensor, "b *rest"],
-    with_image: Float[Tensor, "b *rest"],
-    with_image_and_control: Float[Tensor, "b *rest"],
+def guidance_weights(
+    controls: Mapping[str, float],
+    has_image: bool = True,
     image_scale: float = 3.0,
     control_scale: float = 4.5,
-) -> Float[Tensor, "b *rest"]:
-    """e(0, 0) + s_I [e(img, 0) - e(0, 0)] + s_C [e(img, control) - e(img, 0)]."""
-    return (
-        without_both
-        + image_scale * (with_image - without_both)
-        + control_scale * (with_image_and_control - with_image)
-    )
+) -> dict[str, float]:
+    """What each prediction of the denoiser counts in the guided one; the weights sum to 1.
 
+    e = e(0, 0) + s_I [e(img, 0) - e(0, 0)] + s_C sum_k w_k [e(img, k) - e(img, 0)], and without an
+    image prompt e = e(0, 0) + s_C sum_k w_k [e(0, k) - e(0, 0)].
 
-def guided_by_controls(
-    with_image: Float[Tensor, "b *rest"],
-    with_time: Float[Tensor, "b *rest"],
-    with_view: Float[Tensor, "b *rest"],
-    time_scale: float = 1.0,
-    view_scale: float = 1.0,
-) -> Float[Tensor, "b *rest"]:
-    """e_img + s_T [e_T - e_img] + s_V [e_V - e_img]; every term saw the image prompt."""
-    return (
-        with_image + time_scale * (with_time - with_image) + view_scale * (with_view - with_image)
-    )
+    Args:
+        controls: w_k of each prediction that sees a control; empty for none.
+        has_image: whether the predictions with control see an image prompt.
+        image_scale: s_I. control_scale: s_C.
+
+    Returns:
+        Weights of "nothing", "image" (with ``has_image``) and of each control.
+    """
+    told = {name: control_scale * weight for name, weight in controls.items()}
+    total = sum(told.values())
+    if not has_image:
+        return {"nothing": 1.0 - total, **told}
+    return {"nothing": 1.0 - image_scale, "image": image_scale - total, **told}

@@ -34,14 +34,27 @@ def psnr(
 
 
 def ssim(
-    images: Float[Tensor, "b h w c"], truth: Float[Tensor, "b h w c"]
+    images: Float[Tensor, "b h w c"],
+    truth: Float[Tensor, "b h w c"],
+    mask: Bool[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, "b"]:
-    """Structural similarity (Wang et al. 2004) of each image: Gaussian window 11, sigma 1.5."""
+    """Structural similarity (Wang et al. 2004) of each image: Gaussian window 11, sigma 1.5.
+
+    Args:
+        mask: windows centred on these pixels count; an image without any gets 1.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return structural_similarity_index_measure(
-        images.movedim(-1, 1), truth.movedim(-1, 1), data_range=1.0, reduction="none"
+    planes = images.movedim(-1, 1), truth.movedim(-1, 1)
+    if mask is None:
+        return structural_similarity_index_measure(*planes, data_range=1.0, reduction="none")
+    _, windows = structural_similarity_index_measure(
+        *planes, data_range=1.0, reduction="none", return_full_image=True
     )
+    kept = mask.to(windows)
+    count = kept.sum(dim=(1, 2))
+    total = (windows.mean(dim=1) * kept).sum(dim=(1, 2))
+    return torch.where(count > 0, total / count.clamp_min(1), 1.0)
 
 
 def alpha_iou(

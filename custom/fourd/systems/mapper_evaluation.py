@@ -1,67 +1,108 @@
 """Validation and test of time and view control: images against the renders that they stand for.
 
-Figures are means over the pairs of each kind (fixed view and varying time, varying view and fixed
-time, both), of the generated image and of the condition frame left as it is (`copy`).
+The test scores unseen pairs of three protocols (fixed view and varying time, varying view and fixed
+time, both), ours beside baselines; finds the time and the view that images show; asks for nothing
+(the identity cell) and for turned signs; and writes grids of time x view.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import threestudio
+import torch
 from jaxtyping import Float
 from threestudio.utils.misc import get_rank
-from threestudio.utils.rng import randn_items
 from torch import Tensor
+from torch.nn import functional
 
-from custom.fourd.data.pair_sampling import KINDS
-from custom.fourd.metrics.image_quality import dilated_union, psnr, ssim
+from custom.fourd.data.pair_batch import scoring_background
+from custom.fourd.data.pair_cells import CellMemory
+from custom.fourd.data.pair_split import split_cells
+from custom.fourd.data.video_scene_datamodule import plain
+from custom.fourd.metrics.control_accuracy import PIXEL_SPACE, pixel_features
+
+from .mapper_grid import GridOptions, GridWriter, check_options, planned_grids
+from .mapper_oracle import OracleOptions, oracle_images
+from .mapper_probes import identity_figures, reversal_figures, time_probes, view_probes
+from .mapper_scores import PairScores, spread
+from .mapper_truth import SceneTruth
 
 SHEET_COLUMNS = 8
+BASELINES = ("copy", "image_only", "control_only", "oracle")
+FEATURE_SPACES = ("pixels", "vision")
+ABSENT = {
+    "lpips": "needs VGG or AlexNet weights, which neither this project nor its requirements bring",
+    "dino": "needs DINO weights, which neither this project nor its requirements bring",
+}
 
 
 @dataclass
-class PairScores:
-    """Figures of generated images, by kind of pair, and the images for a sheet."""
+class EvaluationOptions:
+    """Keys of `system.evaluation`."""
 
-    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    shown: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """Condition, truth and generated image of each pair, on the CPU."""
+    baselines: list = field(default_factory=lambda: ["copy", "image_only", "control_only"])
+    """what is scored beside ours: the source left as it is, the image prompt without controls, the
+    controls without image prompt, and an oracle, tokens fitted to each target"""
+    oracle: OracleOptions = field(default_factory=OracleOptions)
+    """how the oracle is fitted, where it is among the baselines"""
+    features: str = "pixels"
+    """what images are compared by when the time and view that they show are sought: pixels, or
+    vision for the IP-Adapter's encoder"""
+    n_identity: int = 4
+    """cells of each scene that are asked for unchanged"""
+    n_reversals: int = 4
+    """probes of each scene in which the sign of a control is turned, for time and for view"""
 
-    def add(self, images: Float[Tensor, "b h w 3"], batch: dict[str, Any]) -> None:
-        """Compare generated images, and the condition frames, with the targets."""
-        images = images.cpu()
-        source, truth = batch["cond_rgb"].cpu(), batch["target_rgb"].cpu()
-        alpha = batch["target_alpha"].cpu()
-        mask = dilated_union(alpha, batch["cond_alpha"].cpu())
-        figures = {}
-        for name, candidate in (("", images), ("copy_", source)):
-            figures[f"{name}psnr"] = psnr(candidate, truth)
-            figures[f"{name}psnr_masked"] = psnr(candidate, truth, mask)
-            figures[f"{name}ssim"] = ssim(candidate, truth)
-        for row, kind in enumerate(batch["pair_kind"].tolist()):
-            of_kind = self.values.setdefault(KINDS[kind], {})
-            for name, values in figures.items():
-                of_kind.setdefault(name, []).append(float(values[row]))
-            self.shown.append((source[row], truth[row], images[row]))
 
-    def summary(self) -> dict[str, Any]:
-        """Means by kind, with the number of pairs."""
-        return {
-            kind: {
-                "pairs": len(next(iter(figures.values()))),
-                **{name: sum(values) / len(values) for name, values in figures.items()},
-            }
-            for kind, figures in self.values.items()
-        }
+def evaluation_options(given: Any) -> EvaluationOptions:
+    """The options of a config.
+
+    Raises:
+        ValueError: an unknown key, baseline or feature space.
+    """
+    from .mapper_setup import checked_keys
+
+    given = plain(given) or {}
+    options = checked_keys(EvaluationOptions, given, "system.evaluation")
+    if isinstance(options.oracle, dict):
+        options.oracle = checked_keys(OracleOptions, options.oracle, "system.evaluation.oracle")
+    unknown = [name for name in options.baselines if name not in BASELINES]
+    if unknown:
+        raise ValueError(
+            f"system.evaluation.baselines holds {unknown[0]!r}; expected some of "
+            f"{', '.join(BASELINES)}."
+        )
+    if options.features not in FEATURE_SPACES:
+        raise ValueError(
+            f"system.evaluation.features is {options.features!r}; expected one of "
+            f"{', '.join(FEATURE_SPACES)}."
+        )
+    return options
 
 
 class MapperEvaluation:
     """Mixin of `MapperTraining` with what it does outside of training.
 
-    Uses of the system: `prior`, `generate`, `save_mappers`, the savers, its clock.
+    Uses of the system: `steering`, `generate`, `save_mappers`, the savers, its clock.
     """
+
+    def configure_evaluation(self) -> None:
+        """Read the options, so that what cannot work is refused before anything is loaded."""
+        from .mapper_setup import checked_keys
+
+        grid = checked_keys(GridOptions, plain(self.cfg.grid) or {}, "system.grid")
+        self.grid_options = check_options(grid)
+        self.evaluation_options = evaluation_options(self.cfg.evaluation)
+        if self.evaluation_options.features == "vision" and not self.cfg.ip_adapter:
+            raise ValueError(
+                "system.evaluation.features is 'vision', and system.ip_adapter is null; expected "
+                "one, whose vision encoder compares the images. Set features=pixels without."
+            )
+
+    # Validation
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Generate the targets of a batch for the picture of this validation."""
@@ -80,41 +121,151 @@ class MapperEvaluation:
         for kind, figures in scores.summary().items():
             self.log(f"val/psnr_{kind}", figures["psnr"])
 
+    # Test
+
     def on_test_start(self) -> None:
         """Begin to collect figures."""
         self._stop_clock()
-        self._tested = PairScores()
+        self._tested, self._oracle_left = PairScores(), {}
+        data = self.trainer.datamodule
+        background = scoring_background(plain(data.cfg.background))
+        memory = CellMemory(int(data.cfg.cache_mib * 2**20))
+        self._truths = [
+            SceneTruth(source, background, self._features, memory) for source in data.sources
+        ]
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Generate the targets of a batch and compare them with the truth."""
-        self._tested.add(self.generate(batch, self._starting_noise(batch)), batch)
+        """Generate the targets of a batch, by us and by baselines; compare with the truth."""
+        if self.grid_options.image is not None:
+            return  # A picture of the user's; the scenes of the config are not what is tested.
+        for method, images in self._methods(batch).items():
+            self._tested.add(images, batch, method)
+            self._tested.follow(images, batch, self._truths, method)
+        if "oracle" in self.evaluation_options.baselines:
+            self._score_oracle(batch)
+
+    def _methods(self, batch: dict[str, Any]) -> dict[str, Float[Tensor, "b h w 3"]]:
+        noise, sample = self._starting_noise(batch), self.steering.sample
+        baselines: dict[str, Callable[[], Tensor]] = {
+            "copy": lambda: batch["cond_rgb"],
+            "image_only": lambda: sample(batch, noise, with_control=False),
+            "control_only": lambda: sample(batch, noise, with_image=False),
+        }
+        chosen = [n for n in self.evaluation_options.baselines if n in baselines]
+        if self.model.adapter_kind is None:
+            # Ours is control alone there, and no control is no condition at all.
+            chosen = [name for name in chosen if name == "copy"]
+        return {"ours": self.generate(batch, noise)} | {name: baselines[name]() for name in chosen}
+
+    def _score_oracle(self, batch: dict[str, Any]) -> None:
+        """Fit tokens to the first targets of each kind, up to the options' number."""
+        options, rows = self.evaluation_options.oracle, []
+        for row, kind in enumerate(batch["pair_kind"].tolist()):
+            done = self._oracle_left.get(kind, 0)
+            if done < options.pairs:
+                self._oracle_left[kind] = done + 1
+                rows.append(row)
+        if not rows:
+            return
+        part = rows_of(batch, rows)
+        with torch.inference_mode(False), torch.enable_grad():
+            images = oracle_images(self.steering, part, self._starting_noise(part), options)
+        self._tested.add(images, part, "oracle")
+        self._tested.follow(images, part, self._truths, "oracle")
 
     def on_test_epoch_end(self) -> None:
-        """Write the contact sheet and `metrics.json`."""
+        """Write grids, the contact sheet and `metrics.json`."""
         if get_rank() != 0:
+            return
+        grids = self._write_grids()
+        if self.grid_options.image is not None:
             return
         step, shown = self.true_global_step, self._tested.shown
         self.save_image_grid(
             f"it{step}-test-sheet.png",
-            _rows(shown[:SHEET_COLUMNS]),
+            _rows(spread(shown, SHEET_COLUMNS)),
             name="contact_sheet",
             step=step,
         )
         protocols = self._tested.summary()
-        self.save_json(
-            "metrics.json",
-            {
-                "protocols": protocols,
-                "steps": step,
-                "seconds": self.training_seconds,
-                "profile": self.profile,
-            },
-        )
-        for kind, figures in protocols.items():
+        metrics = {
+            "protocols": protocols,
+            "control": self._tested.control(),
+            **self._probe(),
+            "grids": grids,
+            "baselines": list(self.evaluation_options.baselines),
+            "compose": self.model.composition.mode,
+            "feature_space": PIXEL_SPACE
+            if self.evaluation_options.features == "pixels"
+            else "pooled features of the vision encoder",
+            "absent": ABSENT,
+            "steps": step,
+            "seconds": self.training_seconds,
+            "profile": self.profile,
+        }
+        self.save_json("metrics.json", metrics)
+        self._tell(metrics)
+
+    def _write_grids(self) -> list[dict[str, Any]]:
+        options = self.grid_options
+        if not options.n_times or not options.n_views:
+            return []
+        writer = GridWriter(self, self.steering, options)
+        cfg, found = self.trainer.datamodule.cfg, []
+        for plan in planned_grids(options, self._truths, cfg, self.steering):
+            found += writer.write(plan)
+        if found:
+            threestudio.info("grids of time x view are in %s/%s", self.get_save_dir(),
+                             writer.folder)  # fmt: skip
+        return found
+
+    def _probe(self) -> dict[str, Any]:
+        """The identity cell, and signs of time and view turned."""
+        options, data = self.evaluation_options, self.trainer.datamodule
+        steering, size = self.steering, self.grid_options.batch_size
+        splits = [split_cells(source, data.split_options()) for source in data.sources]
+
+        def generate(batch: dict[str, Any]) -> Tensor:
+            made = []
+            for first in range(0, len(batch["caption"]), size):
+                rows = list(range(first, min(first + size, len(batch["caption"]))))
+                part = rows_of(batch, rows)
+                made.append(self.generate(part, self._starting_noise(part)))
+            return torch.cat(made)
+
+        cells = [
+            list(zip(spread(split.train_times, options.n_identity),
+                     spread(split.train_cameras, options.n_identity)))
+            for split in splits
+        ]  # fmt: skip
+        pairs = list(zip(self._truths, splits, strict=True))
+        found = {"identity": identity_figures(self._truths, cells, generate), "reversal": {}}
+        count = options.n_reversals
+        if steering.follows_time:
+            probes = [time_probes(t, spread(s.train_cameras, count), count) for t, s in pairs]
+            found["reversal"]["time"] = reversal_figures(self._truths, probes, generate)
+        if steering.follows_view:
+            least = float(data.cfg.min_angle_deg)
+            probes = [view_probes(t, spread(s.train_times, count), count, least) for t, s in pairs]
+            found["reversal"]["view"] = reversal_figures(self._truths, probes, generate)
+        return found
+
+    def _tell(self, metrics: dict[str, Any]) -> None:
+        for kind, figures in metrics["protocols"].items():
             threestudio.info(
-                "%s: PSNR %.2f dB over %d pairs; the source left as it is has %.2f",
-                kind, figures["psnr"], figures["pairs"], figures["copy_psnr"],
+                "%s: PSNR %.2f dB over %d pairs; the source left as it is has %s",
+                kind, figures["psnr"], figures["pairs"], _number(figures.get("copy_psnr"), "dB"),
             )  # fmt: skip
+        control, identity = metrics["control"], metrics["identity"] or {}
+        turned = {k: (v or {}).get("correlation") for k, v in metrics["reversal"].items()}
+        threestudio.info(
+            "time is off by %s, azimuth by %s; turning the sign of time follows the truth by %s, "
+            "of view by %s; no change is %s from the source",
+            _number(control.get("time_error_frames"), "frames"),
+            _number(control.get("angle_error_deg"), "degrees"),
+            _number(turned.get("time")), _number(turned.get("view")),
+            _number(identity.get("psnr"), "dB"),
+        )  # fmt: skip
 
     def on_fit_end(self) -> None:
         """Write the mappers beside the pictures, unless this very step's are there already."""
@@ -128,15 +279,34 @@ class MapperEvaluation:
             return
         threestudio.info("wrote %s", ", ".join(str(path) for path in written))
 
-    def _starting_noise(self, batch: dict[str, Any]) -> Float[Tensor, "b c lh lw"]:
-        """The same noise for every pair, so that images differ by their controls alone.
+    def _features(self, rgb: Float[Tensor, "n h w 3"]) -> Float[Tensor, "n f"]:
+        if self.evaluation_options.features == "pixels":
+            return pixel_features(rgb)
+        return functional.normalize(self.model.pooled_features(rgb.to(self.model.device)), dim=-1)
 
-        Random from the role "mapper-sample".
-        """
-        n = len(batch["cond_rgb"])
-        shape = self.prior.encode(batch["cond_rgb"][:1]).shape
-        noise = randn_items(shape, "mapper-sample", 0, 0, batch["cond_rgb"].device)
-        return noise.expand(n, *shape[1:])
+    def _starting_noise(self, batch: dict[str, Any]) -> Float[Tensor, "b c lh lw"]:
+        """The same noise for every pair, so that images differ by their controls alone."""
+        noise = self.steering.noise(batch["cond_rgb"], self.grid_options.seed)
+        return noise.expand(len(batch["cond_rgb"]), *noise.shape[1:])
+
+
+def rows_of(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Some rows of a batch of the pair source."""
+    found: dict[str, Any] = {}
+    for key, value in batch.items():
+        if isinstance(value, Tensor):
+            found[key] = value[rows] if value.ndim else value
+        elif isinstance(value, dict):
+            found[key] = rows_of(value, rows)
+        elif isinstance(value, list):
+            found[key] = [value[row] for row in rows]
+        else:
+            found[key] = value
+    return found
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    return "unknown" if value is None else f"{value:.2f} {unit}".strip()
 
 
 def _rows(shown: list[tuple[Tensor, Tensor, Tensor]]) -> list[list[dict]]:

@@ -11,199 +11,34 @@ Dimensions: ``b`` pairs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from threestudio.models.guidance.score_distillation import (
-    add_noise,
-    diffusion_scales,
-    split_prediction,
-)
-from threestudio.systems.base import BaseSystem
+from jaxtyping import Float
+from threestudio.models.guidance.score_distillation import add_noise, diffusion_scales
 from threestudio.systems.utils import parse_optimizer, parse_scheduler
-from threestudio.utils.misc import get_device, get_rank
-from threestudio.utils.pretrained import RequiredModel, resolve_checkpoint_file, resolve_pretrained
+from threestudio.utils.misc import get_rank
 from threestudio.utils.rng import rand_items, randn_items
 from torch import Tensor, nn
 
-from custom.fourd.diffusion.image_prior import IMAGE_COMPONENTS, ImagePrior, load_image_prior
-from custom.fourd.diffusion.ip_adapter import (
-    clip_pixels,
-    image_arguments,
-    image_features,
-    ip_adapter_kind,
-    load_ip_adapter,
-    without_image,
-)
-from custom.fourd.diffusion.layer_contexts import (
-    LayerContexts,
-    joined_along_batch,
-    set_layer_contexts,
-    unet_arguments,
-)
-from custom.fourd.diffusion.samplers import denoise_ddim, trailing_timesteps
-from custom.fourd.mappers.checkpoint import MapperFacts, save_mapper
-from custom.fourd.mappers.composition import (
-    JOINT,
-    TIME,
-    VIEW,
-    Composition,
-    guided_by_image_and_control,
-    without_control,
-)
+from custom.fourd.data.pair_places import drawn_places
+from custom.fourd.diffusion.layer_contexts import LayerContexts, unet_arguments
+from custom.fourd.mappers.composition import without_control
 from custom.fourd.mappers.control_inputs import control_values
-from custom.fourd.mappers.mapper import (
-    Mapper,
-    MapperConfig,
-    MapperOutput,
-    exempt_from_decay,
-    nested_cuts,
-)
-from custom.fourd.mappers.text_injection import InjectionConfig, PlaceholderPrompts, TextInjection
+from custom.fourd.mappers.mapper import exempt_from_decay, nested_cuts
+from custom.fourd.mappers.prompt_templates import drawn_templates, fill_template
+from custom.fourd.mappers.text_injection import PlaceholderPrompts
 
 from .mapper_evaluation import MapperEvaluation
+from .mapper_setup import MapperSetup
 from .training_clock import TrainingClock
 
-PLACEHOLDERS = {"time": TIME, "view": VIEW, "joint": JOINT}
+RANGE_PAIRS = 1024
+"""Pairs that the ranges of a mapper's axes are taken from."""
 
 
-class MapperTraining(MapperEvaluation, TrainingClock, BaseSystem):
-    """Trains the mappers named by `controls`; a registered system says which these are."""
-
-    controls: tuple[str, ...] = ()
-    strict_optimizer_groups = True
-
-    @dataclass
-    class Config(BaseSystem.Config):
-        base_model: str = "embedded://multiview"
-        """Frozen image model: id, folder or embedded://name"""
-        revision: str | None = None
-        """commit of base_model, if that is an id"""
-        ip_adapter: dict | None = None
-        """null, or {weights: file, image_encoder: folder or id, image_encoder_folder, scale}"""
-        mapper: dict = field(default_factory=dict)
-        """keys of `MapperConfig` but for kind, width and n_layers"""
-        injection: dict = field(default_factory=dict)
-        """keys of `InjectionConfig`"""
-        prompt_template: str = "a photo of {caption}"
-        """what follows the placeholders; {caption} is the pair's"""
-        drop_control: float = 0.075
-        """share of pairs that see the super-categories in place of the controls"""
-        drop_image: float = 0.05
-        """share of pairs that see no image prompt"""
-        foreground_weight: float = 0.0
-        """w: the loss of a latent counts 1 + w * alpha of the target"""
-        sampling_steps: int = 20
-        """calls of the denoiser for one image"""
-        image_scale: float = 3.0
-        """guidance by the image prompt"""
-        control_scale: float = 4.5
-        """guidance by the controls"""
-
-    cfg: Config
-
-    @classmethod
-    def required_models(cls, cfg: Mapping[str, Any]) -> list[str]:
-        """List the folders that a system of this configuration loads."""
-        name = cfg.get("base_model") or cls.Config.base_model
-        models = [RequiredModel(name, IMAGE_COMPONENTS, cfg.get("revision"))]
-        adapter = cfg.get("ip_adapter")
-        if adapter:
-            part = adapter.get("image_encoder_folder") or "image_encoder"
-            models += [adapter["weights"], RequiredModel(adapter["image_encoder"], (part,), None)]
-        return models
-
-    def configure(self) -> None:
-        """Load the frozen model and build the mappers.
-
-        Raises:
-            ModelUnavailableError: a model cannot be had.
-            ValueError: keys that do not fit the model.
-        """
-        cfg = self.cfg
-        self.prior: ImagePrior = load_image_prior(cfg.base_model, cfg.revision, get_device())
-        self._load_adapter()
-        self.table = set_layer_contexts(self.prior.unet)
-        self.composition = Composition("joint_token" if self.controls == ("joint",) else "tokens")
-        self.injection = TextInjection(
-            self.prior.text_encoder,
-            self.prior.tokenizer,
-            self.composition.super_categories,
-            InjectionConfig(**cfg.injection),
-        )
-        self.mappers = nn.ModuleDict({kind: self._build_mapper(kind) for kind in self.controls})
-
-    def _build_mapper(self, kind: str) -> Mapper:
-        given = {**self.cfg.mapper}
-        if "hidden" in given:
-            given["hidden"] = tuple(given["hidden"])
-        try:
-            config = MapperConfig(
-                kind=kind, width=self.injection.width, n_layers=len(self.table), **given
-            )
-        except TypeError as error:
-            known = sorted(set(MapperConfig.__dataclass_fields__) - {"kind", "width", "n_layers"})
-            raise ValueError(
-                f"system.mapper has keys that do not fit ({error}); expected some of "
-                f"{', '.join(known)}."
-            ) from error
-        return Mapper(config, self.injection.base_norm(PLACEHOLDERS[kind]))
-
-    def _load_adapter(self) -> None:
-        given = self.cfg.ip_adapter
-        self.adapter_kind: str | None = None
-        if not given:
-            return
-        from threestudio.utils.diffusers_folder import load_model
-
-        path = Path(resolve_checkpoint_file(given["weights"]))
-        load_ip_adapter(
-            self.prior.unet,
-            str(path.parent),
-            given.get("scale", 0.5),
-            weight_name=path.name,
-        )
-        self.adapter_kind = ip_adapter_kind(self.prior.unet)
-        part = given.get("image_encoder_folder") or "image_encoder"
-        root = resolve_pretrained(given["image_encoder"], None, components=(part,))
-        # In a list, so that it is no submodule: checkpoints hold what was trained.
-        self._vision = [load_model(root, part, get_device())]
-
-    # What the denoiser is given
-
-    def words(
-        self,
-        batch: Mapping[str, Any],
-        noise_levels: Float[Tensor, "b"],
-        cuts: Mapping[str, Int[Tensor, "l b"] | None] | None = None,
-    ) -> dict[str, MapperOutput]:
-        """What the mappers say of a batch's targets at these noise levels, by placeholder."""
-        return {
-            PLACEHOLDERS[kind]: mapper(
-                noise_levels, control_values(mapper.axes, batch), cuts=(cuts or {}).get(kind)
-            )
-            for kind, mapper in self.mappers.items()
-        }
-
-    def prompts(self, captions: list[str]) -> PlaceholderPrompts:
-        """The batch's prompts, with both placeholders in their places."""
-        filled = [self.cfg.prompt_template.format(caption=caption) for caption in captions]
-        return self.injection.tokenize([self.composition.prompt(text) for text in filled])
-
-    def image_prompt(self, rgb: Float[Tensor, "b h w 3"], kept: Tensor | None = None) -> dict:
-        """Arguments of the denoiser for condition frames; those not ``kept`` are no prompt."""
-        if self.adapter_kind is None:
-            return {}
-        (vision,) = self._vision
-        pixels = clip_pixels(rgb, vision.config.image_size).to(vision.dtype)
-        features = image_features(vision, pixels, self.adapter_kind)
-        if kept is not None:
-            nothing = without_image(vision, pixels, self.adapter_kind)
-            features = torch.where(kept.view(-1, *[1] * (features.ndim - 1)), features, nothing)
-        return image_arguments(features)
+class MapperTraining(MapperEvaluation, TrainingClock, MapperSetup):
+    """Trains the mappers of `MapperSetup`."""
 
     # Training
 
@@ -211,7 +46,8 @@ class MapperTraining(MapperEvaluation, TrainingClock, BaseSystem):
         """The denoiser's own loss on noisy targets, seen through the mappers' words.
 
         Random, per pair: noise, noise level, and whether control and image are dropped, from the
-        roles "mapper-noise", "mapper-timesteps", "mapper-drop".
+        roles "mapper-noise", "mapper-timesteps", "mapper-drop"; the template of its prompt, from
+        "mapper-template".
         """
         latents = batch.get("target_latents")
         if latents is None:
@@ -230,7 +66,7 @@ class MapperTraining(MapperEvaluation, TrainingClock, BaseSystem):
             noisy.to(self.prior.unet.dtype),
             timesteps,
             **unet_arguments(contexts),
-            **self.image_prompt(batch["cond_rgb"], drops[:, 1] >= self.cfg.drop_image),
+            **self.model.image_prompt(batch, drops[:, 1] >= self.cfg.drop_image),
             **self.prior.camera_arguments(batch["camera_a"]),
         ).sample.float()
         target = noise
@@ -247,17 +83,24 @@ class MapperTraining(MapperEvaluation, TrainingClock, BaseSystem):
             kind: nested_cuts(mapper.config, len(timesteps), step, first)
             for kind, mapper in self.mappers.items()
         }
-        prompts = self.prompts(batch["caption"])
-        contexts = self.injection.contexts(prompts, self.words(batch, levels, cuts))
+        prompts = self._training_prompts(batch["caption"], step, first)
+        batch = self.model.with_scene_features(batch, self.mappers)
+        words = self.model.words(self.mappers, batch, levels, cuts)
+        contexts = self.model.injection.contexts(prompts, words)
         dropped = drop < self.cfg.drop_control
         if not bool(dropped.any()):
             return contexts
-        neutral = without_control(self.injection, prompts, len(self.table))
+        neutral = without_control(self.model.injection, prompts, len(self.model.table))
         where = dropped.view(1, -1, 1, 1)
         return LayerContexts(
             torch.where(where, neutral.keys, contexts.keys),
             torch.where(where, neutral.values, contexts.values),
         )
+
+    def _training_prompts(self, captions: list[str], step: int, first: int) -> PlaceholderPrompts:
+        unit = rand_items((len(captions),), "mapper-template", step, first)
+        drawn = drawn_templates(self.training_templates, unit)
+        return self.model.prompts([fill_template(*pair) for pair in zip(drawn, captions)])
 
     def _mean_loss(self, errors: Float[Tensor, "b c h w"], batch: Mapping) -> Tensor:
         if not self.cfg.foreground_weight or "target_alpha" not in batch:
@@ -268,15 +111,30 @@ class MapperTraining(MapperEvaluation, TrainingClock, BaseSystem):
         return (errors * weights).sum() / weights.sum()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """As every system's, without weight decay for norms and biases."""
+        """As every system's, without weight decay for norms and biases.
+
+        Where training starts from `mapper_weights`, rates are multiplied by `mapper_weights_lr`.
+        """
         optimizer = parse_optimizer(self.cfg.optimizer, self)
+        if self._loaded_kinds:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.cfg.mapper_weights_lr
         exempt_from_decay(optimizer)
         result: dict[str, Any] = {"optimizer": optimizer}
         if self.cfg.scheduler is not None:
             result["lr_scheduler"] = parse_scheduler(self.cfg.scheduler, optimizer)
         return result
 
-    # Sampling
+    def on_fit_start(self) -> None:
+        """Give fresh mappers the ranges of the training pairs' controls."""
+        super().on_fit_start()
+        if self.resumed or self.cfg.weights:
+            return
+        batch = drawn_places(self.trainer.datamodule.train_dataset, RANGE_PAIRS)
+        for kind, mapper in self.mappers.items():
+            if kind not in self._loaded_kinds:
+                values = control_values(mapper.axes, batch)
+                mapper.set_ranges(values.to(mapper.axis_low))
 
     @torch.no_grad()
     def generate(
@@ -288,61 +146,4 @@ class MapperTraining(MapperEvaluation, TrainingClock, BaseSystem):
             batch: ``cond_rgb``, ``caption``, the times and cameras of the pairs.
             noise: where sampling starts; shared noise gives cells of a grid the same details.
         """
-        n, schedule = len(noise), self.prior.schedule
-        abar = schedule.alphas_cumprod.to(noise.device)
-        prompts = self.prompts(batch["caption"])
-        neutral = without_control(self.injection, prompts, len(self.table))
-        call = self._branches(batch)
-        n_branches = 2 if self.adapter_kind is None else 3
-
-        def predict(latents: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            now = torch.full((n,), step, device=latents.device)
-            words = self.words(batch, now / schedule.num_train_timesteps)
-            told = self.injection.contexts(prompts, words)
-            contexts = joined_along_batch([neutral] * (n_branches - 1) + [told])
-            repeated = latents.to(self.prior.unet.dtype).repeat(n_branches, 1, 1, 1)
-            output = self.prior.unet(
-                repeated, now.repeat(n_branches), **unet_arguments(contexts), **call
-            ).sample.float()
-            parts = output.chunk(n_branches)
-            guided = guided_by_image_and_control(
-                parts[0], parts[-2], parts[-1], self.cfg.image_scale, self.cfg.control_scale
-            )
-            scales = diffusion_scales(abar, now)
-            return split_prediction(guided, latents, *scales, schedule.prediction_type)
-
-        steps = trailing_timesteps(len(abar), self.cfg.sampling_steps)
-        return self.prior.decode(denoise_ddim(predict, noise, abar, steps))
-
-    def _branches(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of all branches at once: nothing, image alone, image and control."""
-        n_branches = 2 if self.adapter_kind is None else 3
-        call = {
-            key: value.repeat(n_branches, *[1] * (value.ndim - 1))
-            for key, value in self.prior.camera_arguments(batch["camera_a"]).items()
-        }
-        if n_branches == 2:
-            return call
-        rgb = batch["cond_rgb"].repeat(3, 1, 1, 1)
-        kept = torch.arange(len(rgb), device=rgb.device) >= len(batch["cond_rgb"])
-        return {**call, **self.image_prompt(rgb, kept)}
-
-    # Keeping the mappers
-
-    def save_mappers(self, folder: str | Path) -> list[Path]:
-        """Write each mapper as safetensors and JSON, with all that it needs to be used again."""
-        adapter = self.cfg.ip_adapter or {}
-        facts = MapperFacts(
-            base_model=self.prior.name,
-            base_revision=self.prior.revision,
-            layer_table=self.table,
-            injection=self.injection.config,
-            prompt_template=self.composition.prompt(self.cfg.prompt_template),
-            step=self.true_global_step,
-            ip_adapter=adapter.get("weights"),
-            ip_adapter_scale=adapter.get("scale"),
-        )
-        return [
-            save_mapper(Path(folder) / f"{kind}-mapper-step-{facts.step}", mapper, facts)[0]
-            for kind, mapper in self.mappers.items()
-        ]
+        return self.steering.sample(batch, noise)

@@ -22,6 +22,10 @@ GROWTH = 1.35
 """Final scale of a growing object; a shrinking one ends at its inverse squared."""
 
 
+ONE_WAY = ("growing", "shrinking")
+"""Motions that do not return."""
+
+
 def pose_of_motion(
     motion: str | None, frame_times: Float[Tensor, "*batch"]
 ) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
@@ -53,6 +57,11 @@ def pose_of_motion(
     elif motion is not None:
         raise ValueError(f"'{motion}' is not a motion of the world.")
     return torch.stack((x, y, z), dim=-1), angle, scale
+
+
+def returns_to_start(scene: WorldScene) -> bool:
+    """Whether the scene at time 1 is the scene at time 0."""
+    return not any(item.motion in ONE_WAY for item in scene.objects)
 
 
 def object_poses(

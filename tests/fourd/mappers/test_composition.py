@@ -6,8 +6,7 @@ import torch
 from custom.fourd.mappers.composition import (
     COMPOSE_MODES,
     Composition,
-    guided_by_controls,
-    guided_by_image_and_control,
+    guidance_weights,
     without_control,
 )
 from custom.fourd.mappers.mapper import MapperOutput
@@ -102,13 +101,31 @@ def test_no_control_is_the_super_categories(encoder, tokenizer):
     torch.testing.assert_close(contexts.values[0], expected)
 
 
+def guided(values, controls, **keys):
+    return sum(weight * values[name] for name, weight in guidance_weights(controls, **keys).items())
+
+
 def test_guidance_by_hand():
-    nothing, image, control = (torch.tensor([value]) for value in (1.0, 3.0, 4.0))
-    assert guided_by_image_and_control(nothing, image, control, 3.0, 4.5) == 1 + 3 * 2 + 4.5 * 1
-    assert guided_by_image_and_control(nothing, image, control, 1.0, 1.0) == control
-    time, view = torch.tensor([5.0]), torch.tensor([2.5])
-    assert guided_by_controls(image, time, view, 2.0, 4.0) == 3 + 2 * 2 - 4 * 0.5
-    assert guided_by_controls(image, time, image, 1.0, 9.0) == time
+    values = {"nothing": 1.0, "image": 3.0, "control": 4.0, "time": 5.0, "view": 2.5}
+    one = {"control": 1.0}
+    assert guided(values, one, image_scale=3.0, control_scale=4.5) == 1 + 3 * 2 + 4.5 * 1
+    assert guided(values, one, image_scale=1.0, control_scale=1.0) == 4.0
+    both = {"time": 2.0, "view": 4.0}
+    assert guided(values, both, image_scale=1.0, control_scale=1.0) == 3 + 2 * 2 - 4 * 0.5
+    assert guided(values, {}, image_scale=3.0) == 1 + 3 * 2
+    assert guided(values, one, has_image=False, control_scale=2.0) == 1 + 2 * 3
+    assert guidance_weights({}, has_image=False) == {"nothing": 1.0}
+
+
+def test_a_scale_of_one_needs_one_prediction():
+    weights = guidance_weights({"control": 1.0}, image_scale=1.0, control_scale=1.0)
+    assert weights == {"nothing": 0.0, "image": 0.0, "control": 1.0}
+
+
+def test_weights_left_out_are_those_of_the_mode():
+    assert Composition("attention").weight("time") == 0.5
+    assert Composition("guidance").weight("view") == 1.0
+    assert Composition("guidance", view_weight=2.0).weight("view") == 2.0
 
 
 def test_unknown_modes_and_missing_words_are_refused(encoder, tokenizer):

@@ -7,7 +7,8 @@ import torch
 
 from custom.fourd.data.pair_sampling import KINDS
 from custom.fourd.metrics.image_quality import psnr
-from custom.fourd.systems.mapper_evaluation import PairScores, _rows
+from custom.fourd.systems.mapper_evaluation import _rows
+from custom.fourd.systems.mapper_scores import PairScores
 
 
 def pairs(kinds, source, truth, size=12):
@@ -39,6 +40,8 @@ def test_figures_are_means_over_the_pairs_of_a_kind_by_hand():
     first, second = summary[KINDS[0]], summary[KINDS[1]]
     assert (first["pairs"], second["pairs"]) == (2, 1)
     assert first["psnr"] == pytest.approx((flat_psnr(0.1) + flat_psnr(0.2)) / 2, abs=1e-3)
+    scores.add(batch["cond_rgb"], batch, "copy")
+    first, second = (scores.summary()[kind] for kind in KINDS[:2])
     assert first["copy_psnr"] == pytest.approx((flat_psnr(0.4) + flat_psnr(0.1)) / 2, abs=1e-3)
     assert second["psnr"] == pytest.approx(flat_psnr(0.01), abs=1e-2)
     assert second["copy_psnr"] == pytest.approx(flat_psnr(0.4), abs=1e-3)

@@ -96,7 +96,7 @@ def test_the_loss_is_the_denoisers_own(folder, batch, prediction_type):
     """Written out again from the schedule's formulas, with the contexts that the system made."""
     system = build(folder)
     schedule = replace(system.prior.schedule, prediction_type=prediction_type)
-    system.prior = replace(system.prior, schedule=schedule)
+    system.model.prior = replace(system.prior, schedule=schedule)
     with torch.no_grad():
         loss = system.training_step(batch, 0)["loss"]
         prior = system.prior
@@ -106,15 +106,17 @@ def test_the_loss_is_the_denoisers_own(folder, batch, prediction_type):
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
         abar = (1 - betas).cumprod(0)[steps].view(-1, 1, 1, 1)
         noisy = abar.sqrt() * clean + (1 - abar).sqrt() * noise
-        contexts = system.injection.contexts(
-            system.prompts(batch["caption"]), system.words(batch, steps / 1000)
+        model = system.model
+        contexts = model.injection.contexts(
+            model.prompts([f"a photo of {caption}" for caption in batch["caption"]]),
+            model.words(system.mappers, batch, steps / 1000),
         )
         predicted = prior.unet(
             noisy,
             steps,
             encoder_hidden_states=contexts.keys[0],
             cross_attention_kwargs={"kv_context": contexts},
-            **system.image_prompt(batch["cond_rgb"]),
+            **model.image_prompt(batch),
         ).sample
         velocity = abar.sqrt() * noise - (1 - abar).sqrt() * clean
         target = noise if prediction_type == "epsilon" else velocity
@@ -128,7 +130,7 @@ def test_only_the_mappers_learn(folder, batch, system):
     made.training_step(batch, 0)["loss"].backward()
     for name, parameter in made.named_parameters():
         assert name.startswith("mappers.") and float(parameter.grad.abs().max()) > 0, name
-    frozen = [made.prior.unet, made.prior.text_encoder, made.prior.autoencoder, *made._vision]
+    frozen = [made.prior.unet, made.prior.text_encoder, made.prior.autoencoder, made.model.vision]
     assert not any(p.requires_grad or p.grad is not None for m in frozen for p in m.parameters())
     assert all(key.startswith("mappers.") for key in made.state_dict())
 
@@ -188,7 +190,7 @@ def test_images_follow_their_controls(folder, batch, adapter):
 
 def test_both_placeholders_stand_in_every_prompt(folder, batch):
     for system in (TimeMapperSystem, TimeViewMapperSystem):
-        prompts = build(folder, system).prompts(batch["caption"])
+        prompts = build(folder, system).model.prompts(batch["caption"])
         assert prompts.positions[VIEW].tolist() == [1] * PAIRS
         assert prompts.positions[TIME].tolist() == [2] * PAIRS
 
@@ -201,10 +203,10 @@ def test_mappers_are_kept_with_what_they_need(folder, batch, tmp_path):
         "view-mapper-step-0.safetensors",
     ]
     mapper, facts = load_mapper(paths[0])
-    check_fits(facts, str(folder), 24, made.table)
+    check_fits(facts, str(folder), 24, made.model.table)
     assert facts.ip_adapter.endswith("ip-adapter.safetensors")
     assert facts.prompt_template == "<view> <time>. a photo of {caption}"
-    assert math.isclose(float(mapper.base_norm), made.injection.base_norm(TIME), rel_tol=1e-6)
+    assert math.isclose(float(mapper.base_norm), made.model.injection.base_norm(TIME), rel_tol=1e-6)
 
 
 def test_every_file_that_training_loads_is_listed():
