@@ -15,6 +15,7 @@ from .make_family import ASSETS, load_family
 UNET_CHANNELS = (32, 64, 128)
 VIDEO_FACTS = {"num_frames": 16, "class_vector": "embedded-spin", "image_size": 64}
 EDIT_FACTS = {"image_size": 64}
+IMAGE_FACTS = {"image_size": 64, "ip_adapter_scale": 1.0}
 MULTIVIEW_FACTS = {"num_views": 4, "camera_vector": "embedded", "image_size": 64}
 
 
@@ -52,6 +53,31 @@ def build_video_unet():
 def build_edit_unet():
     """The edit U-Net: the latents of the image to edit beside the noisy ones, and no camera."""
     return _build_unet(None, conditions=1)
+
+
+def build_image_unet():
+    """The U-Net of single images: image latents and text alone."""
+    return _build_unet(None)
+
+
+def build_vision_encoder():
+    """The vision encoder of image prompts; draws from torch's global generator.
+
+    Its states before the last layer, 65 tokens, are what the IP-Adapter takes.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            image_size=load_family()["latents"]["image_size_px"],
+            patch_size=8,
+            hidden_size=96,
+            intermediate_size=224,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            projection_dim=64,
+        )
+    )
 
 
 def _build_unet(class_vector_size: int | None, conditions: int = 0):

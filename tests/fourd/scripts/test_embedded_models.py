@@ -10,11 +10,14 @@ import torch
 from custom.fourd.scripts import embedded_models
 from custom.fourd.scripts.embedded_models import (
     EDIT_FACTS,
+    IMAGE_FACTS,
     MULTIVIEW_FACTS,
     VIDEO_FACTS,
+    build_image_unet,
     build_multiview_unet,
     build_scheduler,
     build_text_encoder,
+    build_vision_encoder,
     write_manifest_entry,
 )
 from custom.fourd.scripts.make_family import ASSETS, family, make_tokenizer
@@ -56,6 +59,28 @@ def test_the_unet_maps_latents_text_and_cameras_to_latents(unet):
     for other in (other_text, other_camera, other_time):
         assert (other - first).abs().max() > 1e-5
     assert bytes_at_half_precision(unet) < 11e6
+
+
+def test_the_vision_encoder_sees_patches():
+    torch.manual_seed(0)
+    vision = build_vision_encoder().eval()
+    pixels = torch.zeros(2, 3, 64, 64)
+    pixels[1, :, 8:16, 24:32] = 1
+    with torch.no_grad():
+        embedded = vision.vision_model.embeddings(pixels)
+        states = vision(pixels, output_hidden_states=True).hidden_states
+    # One class token and 8 x 8 patches of 8 pixels: the second row's fourth is another.
+    assert states[-2].shape == (2, 65, 96) and len(states) == 4
+    changed = (embedded[0] != embedded[1]).any(dim=-1).nonzero().flatten().tolist()
+    assert changed == [1 + 8 + 3]
+    assert bytes_at_half_precision(vision) < 0.6e6
+
+
+def test_the_image_unet_takes_text_alone():
+    unet = build_image_unet()
+    assert unet.class_embedding is None and unet.config.in_channels == 16
+    names = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    assert len(names) == 7, "where a mapper can speak"
 
 
 def test_the_schedule_ends_in_pure_noise():
@@ -119,7 +144,12 @@ def test_every_asset_is_what_its_manifest_says(manifest):
 
 @pytest.mark.parametrize(
     ("name", "facts"),
-    [("multiview", MULTIVIEW_FACTS), ("video", VIDEO_FACTS), ("edit", EDIT_FACTS)],
+    [
+        ("multiview", MULTIVIEW_FACTS),
+        ("video", VIDEO_FACTS),
+        ("edit", EDIT_FACTS),
+        ("image", IMAGE_FACTS),
+    ],
 )
 def test_every_asset_is_of_the_family(manifest, name, facts):
     from safetensors import safe_open

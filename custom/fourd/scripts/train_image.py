@@ -1,0 +1,246 @@
+"""Train the embedded image model: U-Net, text encoder, IP-Adapter and vision encoder together.
+
+Time and view words are taught on this model while it is frozen. It is therefore trained on pairs of
+images of a scene: the image prompt shows one time and azimuth, and a throw-away teacher's codes in
+the placeholders of the prompt say another (`image_control`). What the codes do not say stays as the
+image prompt shows it. It starts from the committed video prior, which knows what motions, times and
+cameras look like; what that is told by its class vector is first taught to the text pathway.
+
+    python -m custom.fourd.scripts.render_pairs --work outputs/assets
+    python -m custom.fourd.scripts.train_image --work outputs/assets --steps 6000
+    python -m custom.fourd.scripts.train_image --work outputs/assets --steps 6000 --export
+
+`--from-asset` starts from the committed image model instead, with a new teacher. Kill it at any
+time; the same command resumes. A CUDA device is used where there is one; on a CPU use one process
+with one thread per core, as for `train_multiview`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from custom.fourd.diffusion.camera_vector import camera_and_time, with_words
+from custom.fourd.diffusion.ip_adapter import clip_pixels, image_arguments, load_ip_adapter
+from custom.fourd.diffusion.layer_contexts import LayerContexts, set_layer_contexts, unet_arguments
+from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
+from custom.fourd.mappers.composition import SUPER_CATEGORIES, Composition
+from custom.fourd.mappers.text_injection import TextInjection
+from custom.fourd.ops.camera import camera_from_orbit
+
+from .adapter_weights import (
+    adapter_weights,
+    flat_names,
+    fresh_adapter_weights,
+    weights_without_adapter,
+)
+from .embedded_models import ASSETS, IMAGE_FACTS, build_image_unet, build_vision_encoder
+from .embedded_training import (
+    Trainer,
+    argument_parser,
+    committed_autoencoder,
+    export,
+    join_processes,
+    recipe_of,
+    restore,
+    train,
+)
+from .image_batches import ImageBatch, PairSource
+from .image_control import ControlTeacher, taught_contexts
+from .make_family import make_tokenizer
+from .world_pairs import DISTANCE, ELEVATION_DEG, load_pair_groups
+from .world_views import FOVY_RAD
+
+TIMESTEP_POWER = 0.55
+RESAMPLER_WIDTH = 80
+WARM_STEPS, WARM_RATE, WARM_GROUPS, WARM_FIRST = 200, 2e-3, 8, 10**9
+"""Of the warm-up: steps, learning rate, groups of 4 images, and its first batch."""
+ADAPTER_FILE = Path("ip_adapter", "ip-adapter-plus.safetensors")
+
+
+class ImageTrainer(Trainer):
+    """Trains all parts of the image model, and the teacher of its placeholders."""
+
+    def __init__(self, rate: float, ema_decay: float) -> None:
+        vision, unet = build_vision_encoder(), build_image_unet()
+        load_ip_adapter(
+            unet, fresh_adapter_weights(unet, vision.config.hidden_size, RESAMPLER_WIDTH), 1.0
+        )
+        unet.requires_grad_(True)
+        self.n_layers = len(set_layer_contexts(unet))
+        self.vision, self.teacher = vision, ControlTeacher(unet.config.cross_attention_dim)
+        super().__init__(
+            unet,
+            rate,
+            ema_decay,
+            timestep_power=TIMESTEP_POWER,
+            further={"vision": self.vision, "teacher": self.teacher},
+        )
+        self.injection = TextInjection(self.text_encoder, self.tokenizer, SUPER_CATEGORIES)
+
+    def contexts(self, batch: ImageBatch) -> LayerContexts:
+        """Keys and values of a batch's prompts, with the teacher's codes where they are told."""
+        azimuths = torch.deg2rad(batch.azimuths_deg)
+        codes = self.teacher(batch.frame_times.to(self.device), azimuths.to(self.device))
+        prompts = [Composition().prompt(caption) for caption in batch.captions]
+        return taught_contexts(
+            self.injection, prompts, codes, batch.told, self.n_layers, batch.generator
+        )
+
+    def image_prompt(self, batch: ImageBatch) -> dict:
+        """Arguments of the U-Net for a batch's image prompts; a black image is none."""
+        pixels = clip_pixels(batch.prompt_images, self.vision.config.image_size)
+        pixels = (pixels * batch.sees_image.view(-1, 1, 1, 1)).to(self.device)
+        states = self.vision(pixels, output_hidden_states=True).hidden_states[-2]
+        return image_arguments(states)
+
+    def predict(
+        self, batch: ImageBatch, noisy: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The velocity that the U-Net predicts; nothing is added to the loss."""
+        arguments = {**unet_arguments(self.contexts(batch)), **self.image_prompt(batch)}
+        return self.unet(noisy, timesteps, **arguments).sample, None
+
+    def load_image_asset(self, folder: Path) -> None:
+        """Take the weights of an exported image model; the teacher is new."""
+        from transformers import CLIPVisionModelWithProjection
+
+        self.load_asset(folder, lambda plain: {**self.unet.state_dict(), **plain})
+        states: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+        for key, value in load_file(folder / ADAPTER_FILE).items():
+            part, _, name = key.partition(".")
+            states[part][name] = value.float()
+        load_ip_adapter(self.unet, states, 1.0)
+        set_layer_contexts(self.unet)
+        vision = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder").float()
+        self.vision.load_state_dict(vision.state_dict())
+        self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
+
+
+class VideoKnowledge:
+    """What the committed video prior makes of a caption, a time and a camera, frozen."""
+
+    def __init__(self, folder: Path) -> None:
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextModel
+
+        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
+        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").float().eval()
+
+    @torch.no_grad()
+    def of(self, batch: ImageBatch, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Token states of the captions, and embeddings of their words and of the class vector."""
+        states = self.text_encoder(tokens).last_hidden_state
+        count = len(tokens)
+        poses = camera_from_orbit(torch.full((count,), ELEVATION_DEG), batch.azimuths_deg, DISTANCE)
+        fovy = torch.full((count,), FOVY_RAD)
+        vectors = with_words(camera_and_time(poses, fovy, batch.frame_times), states)
+        return states, self.unet.add_embedding(states), self.unet.class_embedding(vectors)
+
+    def image_weights(self, mean: Tensor) -> dict[str, Tensor]:
+        """Weights of a U-Net without a class vector; the mean of what it made of it remains."""
+        weights = {
+            key: value
+            for key, value in self.unet.state_dict().items()
+            if not key.startswith("class_embedding.")
+        }
+        bias = "time_embedding.linear_2.bias"
+        return {**weights, bias: weights[bias] + mean}
+
+
+def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int) -> None:
+    """Begin as the video prior, with its class vector's part taught to the text pathway.
+
+    Text encoder, pooling and teacher learn to make of a prompt with codes what the video prior
+    makes of its class vector; no image is seen. Words keep the states that they had.
+    """
+    known = VideoKnowledge(folder)
+    trainer.load_asset(folder, lambda _: {**trainer.unet.state_dict(), **known.image_weights(0)})
+    shift = len(SUPER_CATEGORIES) + 1
+    parts = torch.nn.ModuleList((trainer.text_encoder, trainer.unet.add_embedding, trainer.teacher))
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=WARM_RATE, betas=(0.9, 0.99))
+    mean = torch.zeros(())
+    for step in range(steps):
+        batch = source.batch(WARM_FIRST + step, WARM_GROUPS)
+        tokens = trainer.tokenizer(batch.captions, padding="max_length", return_tensors="pt")
+        states, pooled, of_class = known.of(batch, tokens.input_ids)
+        if step == 0:
+            mean = of_class.mean(dim=0)
+        contexts = trainer.contexts(batch)
+        ours = trainer.unet.add_embedding(contexts.pooled)
+        wanted = pooled + of_class - mean
+        loss = functional.mse_loss(ours, wanted) / wanted.var(dim=0).mean()
+        words = contexts.keys[0][:, shift + 1 :]
+        loss = loss + functional.mse_loss(words, states[:, 1:-shift])
+        for group in optimizer.param_groups:
+            group["lr"] = WARM_RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.3 * steps))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49:
+            print(f"warm-up {step + 1} loss {float(loss):.4f}", flush=True)
+    bias = trainer.unet.time_embedding.linear_2.bias
+    bias.data.add_(mean)
+    trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+
+
+def export_image(
+    trainer: ImageTrainer, vae: PatchAutoencoder, recipe: dict, assets: Path = ASSETS
+) -> Path:
+    """Write the averaged weights: a diffusers folder, with image_encoder/ and ip_adapter/."""
+    trainer.modules.load_state_dict(trainer.ema)
+    folder = assets / "image"
+    weights = flat_names(adapter_weights(trainer.unet))
+    (folder / ADAPTER_FILE).parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.half() for key, value in weights.items()}, folder / ADAPTER_FILE)
+    trainer.vision.half().save_pretrained(folder / "image_encoder")
+    plain = build_image_unet()
+    plain.load_state_dict(weights_without_adapter(trainer.unet))
+    # A tokenizer's file also holds how it was last called.
+    trainer.tokenizer = make_tokenizer()
+    carrying, trainer.unet = trainer.unet, plain
+    try:
+        return export(trainer, vae, "image", IMAGE_FACTS, recipe, assets)
+    finally:
+        trainer.unet = carrying
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = argument_parser(__doc__, "image", steps=6000, decay_steps=1500).parse_args(argv)
+    rank, ranks = join_processes()
+    torch.manual_seed(args.seed)
+    groups = [load_pair_groups(path) for path in sorted(args.work.glob("pairs_*.pt"))]
+    if not groups:
+        print(f"no pairs_*.pt in {args.work}; run custom.fourd.scripts.render_pairs first.")
+        return 1
+    vae = committed_autoencoder()
+    source = PairSource(groups, vae, args.seed)
+    trainer = ImageTrainer(args.rate, args.ema)
+
+    def begin(fresh: Trainer) -> None:
+        if args.from_asset:
+            trainer.load_image_asset(ASSETS / "image")
+        else:
+            warm_up(trainer, source, ASSETS / "video", WARM_STEPS)
+
+    restore(trainer, args, begin)
+    if not args.export:
+        train(trainer, source, args, rank, ranks)
+        return 0
+    recipe = recipe_of(trainer, args, "train_image")
+    note = (
+        "Started from the video prior. While it was trained, codes of time and azimuth stood in "
+        "the placeholders of its prompts; what made them is not part of it."
+    )
+    print(export_image(trainer, vae, {**recipe, "note": note}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
