@@ -32,6 +32,7 @@ class MapperSetup(BaseSystem):
     controls: tuple[str, ...] = ()
     """kinds of mappers; a registered system says which"""
     strict_optimizer_groups = True
+    weights_keys = ("weights", "mapper_weights")
 
     @dataclass
     class Config(BaseSystem.Config):

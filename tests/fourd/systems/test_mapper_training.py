@@ -5,49 +5,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from threestudio.utils.rng import rand_items, randn_items
 
 from custom.fourd.mappers.checkpoint import check_fits, load_mapper
 from custom.fourd.mappers.composition import TIME, VIEW
-from custom.fourd.ops.camera import camera_from_orbit
-from custom.fourd.scripts.make_family import make_tokenizer
 from custom.fourd.systems.time_mapper_system import TimeMapperSystem
 from custom.fourd.systems.time_view_mapper_system import TimeViewMapperSystem
 from custom.fourd.systems.view_mapper_system import ViewMapperSystem
-from tests.fixtures.ip_adapters import PROJECTED_WIDTH, VISION_WIDTH, ip_adapter_weights
+from tests.fixtures.controlled_models import adapter_of, pair_of_images, write_controlled_folder
 from tests.fixtures.launched import launch, need_embedded_model
-from tests.fixtures.model_folders import write_stable_diffusion_folder
-from tests.fixtures.text_encoders import tiny_text_encoder
 
 PAIRS = 3
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Stable Diffusion's layout with the family's words, an IP-Adapter and its vision encoder."""
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    root = tmp_path_factory.mktemp("model")
-    write_stable_diffusion_folder(root)
-    for part in ("tokenizer", "text_encoder"):
-        for path in (root / part).iterdir():
-            path.unlink()
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(root / "tokenizer")
-    tiny_text_encoder(tokenizer).save_pretrained(root / "text_encoder")
-    unet = UNet2DConditionModel.from_pretrained(root / "unet")
-    weights = ip_adapter_weights(unet, "plus")
-    flat = {f"{part}.{key}": v for part, state in weights.items() for key, v in state.items()}
-    save_file(flat, root / "ip-adapter.safetensors")
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=VISION_WIDTH, intermediate_size=24, num_hidden_layers=2, patch_size=8,
-        num_attention_heads=2, image_size=16, projection_dim=PROJECTED_WIDTH,
-    )  # fmt: skip
-    CLIPVisionModelWithProjection(vision).save_pretrained(root / "image_encoder")
-    return root
+    return write_controlled_folder(tmp_path_factory.mktemp("model"))
 
 
 def build(folder, system=TimeMapperSystem, adapter=True, **changes):
@@ -60,35 +33,15 @@ def build(folder, system=TimeMapperSystem, adapter=True, **changes):
         "optimizer": {"name": "AdamW", "args": {"lr": 0.01}, "params": {"mappers": {"lr": 0.01}}},
     }
     if adapter:
-        config["ip_adapter"] = {
-            "weights": str(folder / "ip-adapter.safetensors"),
-            "image_encoder": str(folder),
-        }
+        config["ip_adapter"] = adapter_of(folder)
     made = system({**config, **changes})
     made.log = lambda *_, **__: None
     return made
 
 
-def camera(azimuth):
-    elevation, radius = torch.full((PAIRS,), 15.0), torch.full((PAIRS,), 3.0)
-    azimuth = torch.tensor(azimuth)
-    return {
-        "c2w": camera_from_orbit(elevation, azimuth, radius), "fovy": torch.full((PAIRS,), 0.7),
-        "elevation": elevation, "azimuth": azimuth, "radius": radius,
-    }  # fmt: skip
-
-
 @pytest.fixture
 def batch():
-    g = torch.Generator().manual_seed(1)
-    rgb = torch.rand(2, PAIRS, 16, 16, 3, generator=g)
-    return {
-        "cond_rgb": rgb[0], "target_rgb": rgb[1],
-        "cond_alpha": torch.ones(PAIRS, 16, 16, 1), "target_alpha": torch.ones(PAIRS, 16, 16, 1),
-        "time_i": torch.tensor([0.1, 0.5, 0.9]), "time_j": torch.tensor([0.6, 0.2, 0.9]),
-        "camera_a": camera([0.0, 90.0, 200.0]), "camera_b": camera([45.0, 90.0, 20.0]),
-        "caption": ["a red cube", "a ball", "a blue cone"], "step": 7,
-    }  # fmt: skip
+    return pair_of_images(PAIRS)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

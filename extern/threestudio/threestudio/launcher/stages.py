@@ -22,6 +22,7 @@ from threestudio.launcher.profiles import ProfileChoice, choose_profile, deltas_
 from threestudio.launcher.starting_point import (
     RESUME_AUTO,
     find_trial_to_resume,
+    has_weights,
     locate_checkpoint,
     nothing_to_resume,
     read_recorded_profile,
@@ -315,7 +316,7 @@ def _require_module_names(cfg: DictConfig, path: Path) -> None:
 
 
 def _require_weights(cfg: DictConfig, mode: str) -> None:
-    if mode == "train" or cfg.get("resume") or OmegaConf.select(cfg, "system.weights"):
+    if mode == "train" or cfg.get("resume") or has_weights(cfg):
         return
     raise MissingValueError(
         f"--{mode} needs weights, or it would show an untrained scene; add "

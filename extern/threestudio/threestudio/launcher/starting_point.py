@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from threestudio.launcher.trial import trials_of
 from threestudio.utils.config_errors import ConfigFileError, ConfigValueError
@@ -96,3 +97,11 @@ def read_recorded_profile(key: str, path: Path) -> str | None:
     except (ValueError, OSError) as error:
         raise ConfigValueError(f"{key}: {error}") from error
     return recorded if isinstance(recorded, str) else None
+
+
+def has_weights(cfg: Any) -> bool:
+    """Whether a key of the system names trained weights, see `BaseSystem.weights_keys`."""
+    import threestudio
+
+    keys = getattr(threestudio.find(cfg.system_type), "weights_keys", ("weights",))
+    return any(cfg.system.get(key) for key in keys)

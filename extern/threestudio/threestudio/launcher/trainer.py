@@ -25,6 +25,7 @@ from threestudio.launcher.quiet import silence_lightning
 from threestudio.launcher.ranks import share_among_ranks
 from threestudio.launcher.run_logs import make_loggers, make_monitors
 from threestudio.launcher.signals import INTERRUPTED, StopSignals, folder_lock
+from threestudio.launcher.starting_point import has_weights
 from threestudio.systems.base import BaseLift3DSystem
 from threestudio.utils.callbacks import CodeSnapshotCallback, ConfigSnapshotCallback
 from threestudio.utils.checkpoint import find_newest_checkpoint, load_checkpoint
@@ -258,7 +259,7 @@ def _resolve_resume(cfg: Any, mode: str) -> Path | None:
             threestudio.info("resume=auto: %s Starting at step 0.", str(error).split(";")[0] + ".")
             return None
     if resume is None:
-        if mode != "train" and not cfg.system.get("weights"):
+        if mode != "train" and not has_weights(cfg):
             raise ValueError(
                 f"--{mode} needs trained weights; give resume=PATH/ckpts/last.ckpt or "
                 "system.weights=PATH."

@@ -43,12 +43,15 @@ class BaseSystem(CheckpointContents, pl.LightningModule, Updateable, SaverMixin)
             original; the launcher sets it.
         supplied_values: keys of the config, dotted, that the system fills itself, to what stands
             there where a config says ``???``; may be an interpolation.
+        weights_keys: keys of the config that name trained weights; without any of them an
+            evaluation is refused unless it resumes.
     """
 
     strict_optimizer_groups = False
     profile: str = ""
     profile_is_builtin: bool = False
     supplied_values: Mapping[str, str] = {}
+    weights_keys: tuple[str, ...] = ("weights",)
 
     @dataclass
     class Config:
