@@ -69,20 +69,29 @@ class MaskNerfVolumeRenderer(NeRFVolumeRenderer):
         self._block = 0
 
     def gradient_budget(
-        self, frame_times: Float[Tensor, "..."] | None, is_video: bool
+        self,
+        frame_times: Float[Tensor, "..."] | None,
+        is_video: bool,
+        num_frames: int | None = None,
     ) -> int | None:
         """Samples with a gradient that a whole step may have; None for all.
 
         Args:
             frame_times: scene times of the step's images; each distinct one has its own share.
             is_video: whether the step renders a clip.
+            num_frames: how many distinct times these are, where the batch says so. It saves
+                counting them, for which the host waits for a GPU.
         """
         per_time = self.cfg.train_max_nums
         if not is_video and self.cfg.train_max_nums_static is not None:
             per_time = self.cfg.train_max_nums_static
         if per_time == 0:
             return None
-        return int(per_time) * (1 if frame_times is None else frame_times.unique().numel())
+        if frame_times is None:
+            return int(per_time)
+        if num_frames is None:
+            num_frames = frame_times.unique().numel()
+        return int(per_time) * int(num_frames)
 
     def forward(
         self,
@@ -101,14 +110,15 @@ class MaskNerfVolumeRenderer(NeRFVolumeRenderer):
         Args:
             gradient_budget: samples with a gradient in this call; None takes `gradient_budget`.
             block: which piece of the step's images this is; names the random stream.
-            **kwargs: "is_video" of the batch chooses the budget.
+            **kwargs: "is_video" of the batch chooses the budget, "num_frames" tells its times.
 
         Random: besides the jitter the samples with a gradient, role "gradient-samples", one stream
         per block and rank. The forward values do not depend on it.
         """
         if gradient_budget is None:
             is_video = bool(kwargs.get("is_video", False))
-            gradient_budget = self.gradient_budget(frame_times, is_video)
+            num_frames = kwargs.get("num_frames")
+            gradient_budget = self.gradient_budget(frame_times, is_video, num_frames)
         self._budget, self._block = gradient_budget, block
         return super().forward(
             rays_o, rays_d, light_positions, bg_color, frame_times, ray_jitter, **kwargs
@@ -125,16 +135,20 @@ class MaskNerfVolumeRenderer(NeRFVolumeRenderer):
         keeps_graph = self.training and torch.is_grad_enabled()
         if not keeps_graph or budget is None or n_samples <= budget:
             return super()._shade(rays, samples, light_positions, batch)
-        chosen = self._choose(n_samples, budget, samples.ray_indices.device)
-        is_rest = torch.ones(n_samples, dtype=torch.bool, device=chosen.device)
-        is_rest[chosen] = False
-        rest = is_rest.nonzero()[:, 0]
+        if self._samplers.of(samples.t_starts.device, self.training).is_static:
+            chosen, rest, scale = self._choose_of_list(samples, budget)
+        else:
+            chosen = self._choose(n_samples, budget, samples.ray_indices.device)
+            is_rest = torch.ones(n_samples, dtype=torch.bool, device=chosen.device)
+            is_rest[chosen] = False
+            rest, scale = is_rest.nonzero()[:, 0], n_samples / budget
+        if not self.cfg.rescale_gradients:
+            scale = 1.0
         # The part with a graph first: under autocast the other would leave casts of the weights
         # behind that carry no gradient.
         kept = super()._shade(rays, samples.select(chosen), light_positions, batch)
         with torch.no_grad():
             bare = super()._shade(rays, samples.select(rest), light_positions, batch)
-        scale = n_samples / budget if self.cfg.rescale_gradients else 1.0
         return {
             key: _merge(value, bare[key], chosen, rest, scale)
             if _is_per_sample(value, budget)
@@ -144,10 +158,26 @@ class MaskNerfVolumeRenderer(NeRFVolumeRenderer):
 
     def _choose(self, n_samples: int, count: int, device: torch.device) -> Int[Tensor, "K"]:
         """Draw indices without replacement, ascending; on the device, for there may be millions."""
-        item = get_rank() * 1000 + self._block
-        stream = generator("gradient-samples", self._step, item, device)
-        order = torch.randperm(n_samples, generator=stream, device=device)
+        order = torch.randperm(n_samples, generator=self._stream(device), device=device)
         return order[:count].sort().values
+
+    def _choose_of_list(
+        self, samples: RaySamples, count: int
+    ) -> tuple[Int[Tensor, "K"], Int[Tensor, "n_rest"], Float[Tensor, ""]]:
+        """Draw from a list of fixed length, padding only where nothing else is left.
+
+        Returns:
+            the drawn ones and the others, ascending, and how many there are for each one drawn.
+        """
+        device, is_padding = samples.t_starts.device, samples.is_padding
+        keys = torch.rand(samples.n_samples, generator=self._stream(device), device=device)
+        order = (keys + is_padding).argsort()
+        scale = ((~is_padding).sum() / count).clamp(min=1.0)
+        return order[:count].sort().values, order[count:].sort().values, scale
+
+    def _stream(self, device: torch.device) -> torch.Generator:
+        item = get_rank() * 1000 + self._block
+        return generator("gradient-samples", self._step, item, device)
 
 
 def _is_per_sample(value: Any, count: int) -> bool:
@@ -159,10 +189,10 @@ def _merge(
     bare: Float[Tensor, "n_rest *C"],
     chosen: Int[Tensor, "K"],
     rest: Int[Tensor, "n_rest"],
-    scale: float,
+    scale: float | Float[Tensor, ""],
 ) -> Float[Tensor, "Ns *C"]:
     """Put two parts back in the order of the samples; gradients of ``kept`` are times ``scale``."""
-    if kept.requires_grad and scale != 1.0:
+    if kept.requires_grad and (isinstance(scale, Tensor) or scale != 1.0):
         # A node of its own: a hook on `kept` itself would also scale what reaches it through
         # other outputs made from it.
         kept = kept.view_as(kept)

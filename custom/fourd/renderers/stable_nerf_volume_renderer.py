@@ -145,7 +145,7 @@ class StableNerfVolumeRenderer(WrapperRenderer):
         if not isinstance(base, MaskNerfVolumeRenderer):
             return {}, jitter
         is_video = bool(batch.get("is_video", False))
-        budget = base.gradient_budget(batch.get("frame_times"), is_video)
+        budget = base.gradient_budget(batch.get("frame_times"), is_video, batch.get("num_frames"))
         if budget is None:
             return {}, jitter
         n_blocks = len(self._blocks(*rays_o.shape[1:3]))

@@ -5,10 +5,12 @@ import functools
 import pytest
 import threestudio
 import torch
+from threestudio.models.renderers.volume_rendering import RaySamples
 from threestudio.utils.ops import get_ray_directions, get_rays
 from threestudio.utils.rng import set_experiment_seed
 
 import custom.fourd  # noqa: F401 - registers the names
+from tests.fixtures.device_waits import WatchForWaits
 
 GEOMETRY = {
     "pos_encoding_config": {
@@ -209,6 +211,7 @@ def test_the_budget_counts_scene_times_and_knows_clips(monkeypatch):
     render(renderer)
     assert counts == [60, 5, 5]
     assert build(train_max_nums=20).gradient_budget(None, False) == 20
+    assert build(train_max_nums=20).gradient_budget(TIMES, True, num_frames=2) == 40
     assert build(train_max_nums=20, train_max_nums_static=0).gradient_budget(None, False) is None
 
 
@@ -256,3 +259,45 @@ def test_upstreams_number_is_understood():
     renderer = build(**written)
     assert renderer.gradient_budget(None, True) == 2_000_000
     assert renderer.gradient_budget(None, False) == 100_000
+
+
+class TestFixedLists:
+    """The same budget of gradients over lists of fixed length, where padding is drawn last."""
+
+    def test_images_and_a_budget_that_suffices(self):
+        shared = parts()
+        plain = build(PLAIN, shared)
+        for budget in (10, 400, 10**6):
+            masked = build(MASK, shared, train_max_nums=budget, sampler="static")
+            expected, found = (render(r, frame_times=TIMES) for r in (plain, masked))
+            for key in ("comp_rgb", "opacity", "depth", "z_variance"):
+                assert torch.allclose(found[key], expected[key], atol=2e-6), key
+            if budget * 3 > expected["weights"].shape[0]:
+                first, second = gradient(plain, output=expected), gradient(masked, output=found)
+                assert (first - second).norm() < 1e-4 * first.norm()
+
+    @pytest.mark.parametrize("rescale", [True, False])
+    def test_the_gradient_is_that_of_the_drawn_samples(self, rescale):
+        shared, config = parts(), {"train_max_nums": 7, "rescale_gradients": rescale}
+        masked = build(MASK, shared, sampler="static", **config)
+        output = render(masked, rays(1, 3, 3))
+        is_real = ~output["is_padding"][:, 0]
+        samples = RaySamples(output["ray_indices"], torch.zeros(len(is_real)), is_real.float())
+        chosen, rest, scale = masked._choose_of_list(samples, 7)
+        assert torch.cat([chosen, rest]).sort().values.tolist() == list(range(len(is_real)))
+        assert is_real[chosen].all() and scale.item() == pytest.approx(is_real.sum().item() / 7)
+        ranks = set((is_real.cumsum(0) - 1)[chosen].tolist())
+        expected = by_the_definition(
+            build(PLAIN, shared), ranks, scale.item() if rescale else 1.0
+        )
+        found = gradient(masked, output=output)
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max())
+
+    def test_a_step_does_not_wait(self):
+        masked = build(train_max_nums=5, sampler="static")
+        arguments = {"frame_times": TIMES, "is_video": True, "num_frames": 3}
+        render(masked, **arguments)  # the first pass counts
+        with WatchForWaits() as watch:
+            output = render(masked, **arguments)
+            gradient(masked, output=output)
+        assert watch.waits == [] and "aten.sort.default" in watch.seen

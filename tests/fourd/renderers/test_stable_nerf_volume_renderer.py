@@ -5,6 +5,7 @@ import threestudio
 import torch
 from threestudio.systems.weights import match_state
 
+from tests.fixtures.device_waits import WatchForWaits
 from tests.fourd.renderers.test_mask_nerf_volume_renderer import (
     PLAIN,
     TIMES,
@@ -197,3 +198,23 @@ def test_faults_are_named():
         stable(block_nums=[3])
     with pytest.raises(ValueError, match="base_renderer_type is empty; expected a renderer's"):
         stable(base_type="")
+
+
+@pytest.mark.parametrize("base_type", ["mask-nerf-volume-renderer", PLAIN])
+def test_blocks_of_fixed_lists_give_the_same_images_and_do_not_wait(base_type):
+    shared = parts()
+    plain = build(PLAIN, shared)
+    blocks = stable(shared, {"sampler": "static"}, base_type, block_nums=(2, 3))
+    arguments = {"frame_times": TIMES, "is_video": True, "num_frames": 3, "images_per_group": 3}
+    for _ in range(2):
+        expected, found = (render(r, **arguments) for r in (plain, blocks))
+        for key in ("comp_rgb", "opacity", "depth", "z_variance"):
+            assert torch.allclose(found[key], expected[key], atol=2e-6), key
+    first, second = gradient(plain, output=expected), gradient(blocks, output=found)
+    assert torch.allclose(second, first, rtol=1e-4, atol=1e-6 * first.abs().max())
+    keep = ~found["is_padding"][:, 0]
+    order = torch.argsort(found["ray_indices"][keep], stable=True)
+    assert torch.equal(found["ray_indices"][keep][order], expected["ray_indices"])
+    with WatchForWaits() as watch:
+        gradient(blocks, output=render(blocks, **arguments))
+    assert watch.waits == []

@@ -58,3 +58,11 @@ def test_orientation_by_loop_with_constant_weights():
 def test_eikonal_by_loop():
     gradients = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.0, 0.0]])
     assert float(eikonal_loss(gradients)) == pytest.approx((4.0**2 + 0 + 0.5**2) / 3)
+
+
+def test_padding_does_not_count_in_the_eikonal_mean():
+    gradients = torch.tensor([[5.0, 0, 0], [0, 1.0, 0], [9.0, 9, 9], [0.5, 0, 0]])
+    padding = torch.tensor([[False], [False], [True], [False]])
+    kept = eikonal_loss(gradients[[0, 1, 3]])
+    assert float(eikonal_loss(gradients, padding)) == pytest.approx(float(kept))
+    assert float(eikonal_loss(gradients, torch.ones_like(padding))) == 0.0

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from threestudio.models.importance_sampling import ImportanceEstimator
+from threestudio.utils.device_copy import upload
 from threestudio.utils.rng import generator
 
 __all__ = ["ImportanceEstimator", "OccupancyGridEstimator"]
@@ -72,13 +73,14 @@ class OccupancyGridEstimator(nn.Module):
         device = self.occs.device
         stream = generator("occupancy", step)
         cells = self._choose_cells(step < warmup_steps, stream)
-        jitter = torch.rand((cells.numel(), 3), generator=stream).to(device)
+        jitter = torch.rand((cells.numel(), 3), generator=stream)
+        jitter = upload(jitter, device)
         points = self._cell_corner(cells) + jitter * self._cell_size()
         values = None
         for index in range(n_times):
             times = None
             if n_times > 1:
-                phase = torch.rand(cells.numel(), generator=stream).to(device)
+                phase = upload(torch.rand(cells.numel(), generator=stream), device)
                 times = (index + phase) / n_times
             now = _in_chunks(occupancy_fn, points, times, chunk_size)
             values = now if values is None else torch.maximum(values, now)
@@ -95,8 +97,8 @@ class OccupancyGridEstimator(nn.Module):
         quarter = self.n_cells // 4
         uniform = torch.randint(self.n_cells, (quarter,), generator=stream)
         # Occupied cells first, in random order: no data-dependent size, hence no wait for a GPU.
-        order = torch.rand(self.n_cells, generator=stream).to(device) + self.binaries.view(-1)
-        return torch.cat([uniform.to(device), order.topk(quarter).indices])
+        order = upload(torch.rand(self.n_cells, generator=stream), device) + self.binaries.view(-1)
+        return torch.cat([upload(uniform, device), order.topk(quarter).indices])
 
     def _cell_size(self) -> Float[Tensor, "3"]:
         return (self.aabbs[0, 3:] - self.aabbs[0, :3]) / self.n_axis

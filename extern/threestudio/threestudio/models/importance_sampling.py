@@ -247,7 +247,8 @@ def propose(
             f"{list(level_samples)}; expected a positive number for each, and at least one."
         )
     # The first level takes even samples: those of one interval that reaches over the whole way.
-    edges = torch.tensor([0.0, 1.0]).to(span.near).expand(span.near.shape[0], -1)
+    edges = torch.arange(2, device=span.near.device, dtype=span.near.dtype)
+    edges = edges.expand(span.near.shape[0], -1)
     weights = torch.ones_like(edges[:, :1])
     levels = []
     for number, (density, n_intervals) in enumerate(zip(level_fns, level_samples)):

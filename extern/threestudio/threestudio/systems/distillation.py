@@ -65,7 +65,7 @@ class Distillation:
         if self._weight("lambda_z_variance") > 0:
             terms["loss_z_variance"] = z_variance_loss(out["z_variance"], out["opacity"])
         if self._weight("lambda_eikonal") > 0 and "sdf_grad" in out:
-            terms["loss_eikonal"] = eikonal_loss(out["sdf_grad"])
+            terms["loss_eikonal"] = eikonal_loss(out["sdf_grad"], out.get("is_padding"))
         return terms
 
     def weighted_loss(self, terms: dict[str, Tensor]) -> Tensor | float:

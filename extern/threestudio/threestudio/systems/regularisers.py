@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from threestudio.utils.ops import binary_cross_entropy
@@ -41,6 +42,17 @@ def orientation_loss(
     return (weights.detach() * facing_away.square()).sum() / (opacity > 0).sum().clamp_min(1)
 
 
-def eikonal_loss(sdf_grad: Float[Tensor, "n 3"]) -> Float[Tensor, ""]:
-    """Mean of (|grad| - 1)^2: the gradient of a signed distance has length one."""
-    return (sdf_grad.norm(dim=-1) - 1.0).square().mean()
+def eikonal_loss(
+    sdf_grad: Float[Tensor, "n 3"], is_padding: Bool[Tensor, "n 1"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean of (|grad| - 1)^2: the gradient of a signed distance has length one.
+
+    Args:
+        sdf_grad: at the samples.
+        is_padding: samples that only fill a list and do not count.
+    """
+    errors = (sdf_grad.norm(dim=-1) - 1.0).square()
+    if is_padding is None:
+        return errors.mean()
+    counts = ~is_padding[:, 0]
+    return torch.where(counts, errors, 0.0).sum() / counts.sum().clamp_min(1)

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threestudio.utils.device_copy import upload
+
 _SEED_BITS = 63
 _experiment_seed = 0
 
@@ -118,7 +120,7 @@ def _draw_items(draw, shape, role, step, first_item, device, dtype) -> Tensor:
     for index in range(rows.shape[0]):
         stream = generator(role, step, first_item + index)
         rows[index] = draw(item_shape, generator=stream)
-    return rows.to(device=device, dtype=dtype)
+    return upload(rows, torch.device(device), dtype)
 
 
 def seed_global_generators(step: int, role: str = "global") -> None:

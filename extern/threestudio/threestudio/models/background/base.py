@@ -10,6 +10,7 @@ from torch import Tensor
 
 from threestudio.utils.base import BaseModule
 from threestudio.utils.misc import get_rank
+from threestudio.utils.ops import chunk_batch
 from threestudio.utils.rng import rand_items
 
 
@@ -88,9 +89,7 @@ class AugmentedBackground(BaseBackground):
             return evaluation
         return self.augment(self.color(dirs), images_per_group, is_video)
 
-    def evaluation_color(
-        self, dirs: Float[Tensor, "B H W 3"]
-    ) -> Float[Tensor, "B H W Nc"] | None:
+    def evaluation_color(self, dirs: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W Nc"] | None:
         """Return the evaluation colour over all rays, or None where it does not apply."""
         if self.training or self.cfg.eval_color is None:
             return None
@@ -121,16 +120,16 @@ class AugmentedBackground(BaseBackground):
             group_size = images_per_group or color.shape[0]
         elif self.cfg.share_aug_bg or self.cfg.share_aug:
             group_size = self.cfg.aug_group_size or images_per_group or color.shape[0]
-        replaced, flat = self._draw(color.shape[0], color.shape[-1], group_size)
+        replaced, flat = self._draw(color.shape[0], color.shape[-1], group_size, color.device)
         keep = (~replaced).to(color).view(-1, 1, 1, 1)
         return color * keep + (flat.to(color) * replaced[:, None].to(color))[:, None, None]
 
     def _draw(
-        self, batch_size: int, channels: int, group_size: int
+        self, batch_size: int, channels: int, group_size: int, device: torch.device
     ) -> tuple[Bool[Tensor, "B"], Float[Tensor, "B Nc"]]:
         n_groups = -(-batch_size // group_size)
         draws = rand_items(
-            (n_groups, 1 + channels), "background", self._step, first_item=get_rank() * n_groups
+            (n_groups, 1 + channels), "background", self._step, get_rank() * n_groups, device
         ).repeat_interleave(group_size, dim=0)[:batch_size]
         flat = draws[:, 1:2].expand(-1, channels) if self.cfg.random_aug_gray else draws[:, 1:]
         return draws[:, 0] < self.cfg.random_aug_prob, flat
@@ -151,3 +150,15 @@ def background_of_batch(
         if key in taken and batch.get(key) is not None
     }
     return background(dirs=dirs, **groups)
+
+
+def background_in_slices(
+    background: BaseBackground, rays_d: Float[Tensor, "B H W 3"], chunk_size: int
+) -> Float[Tensor, "B H W Nc"]:
+    """Ask for the background in slices of rays, which bounds memory whatever the image size."""
+    flat = rays_d.reshape(-1, 1, 1, 3)
+    return chunk_batch(
+        lambda dirs: background(dirs=dirs.view(1, -1, 1, 3)).view(dirs.shape[0], -1),
+        chunk_size,
+        flat,
+    ).view(*rays_d.shape[:-1], -1)

@@ -8,29 +8,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 import threestudio
-from threestudio.models.background.base import BaseBackground, background_of_batch
+from threestudio.models.background.base import (
+    BaseBackground,
+    background_in_slices,
+    background_of_batch,
+)
 from threestudio.models.estimators import OccupancyGridEstimator
 from threestudio.models.geometry.base import BaseImplicitGeometry
 from threestudio.models.importance_sampling import ImportanceEstimator, ProposalEstimator
 from threestudio.models.materials.base import BaseMaterial
 from threestudio.models.proposal_network import ProposalNetwork
 from threestudio.models.renderers.base import VolumeRenderer
+from threestudio.models.renderers.compositing import composite_samples, per_sample_outputs
+from threestudio.models.renderers.image_rays import check_image_rays, flat_rays
 from threestudio.models.renderers.quantile_samples import check_sampling, sample_quantiles
-from threestudio.models.renderers.volume_rendering import (
-    RayBatch,
-    RaySamples,
-    accumulate_along_rays,
-    march_rays,
-    render_weights,
-    visible_samples,
-)
+from threestudio.models.renderers.ray_samplers import DynamicSampler, March
+from threestudio.models.renderers.sampler_choice import SamplerChoice
+from threestudio.models.renderers.volume_rendering import RayBatch, RaySamples, visible_samples
+from threestudio.utils.device_copy import upload
 from threestudio.utils.misc import get_rank
-from threestudio.utils.ops import chunk_batch, validate_empty_rays
+from threestudio.utils.ops import chunk_batch
 from threestudio.utils.rng import generator, rand_items
 
 ALPHA_THRESHOLD = 0.01
@@ -46,6 +47,9 @@ class NeRFVolumeRenderer(VolumeRenderer):
     Candidates along every ray are looked up in the grid, the survivors are evaluated in one flat
     list, and weights come from a running sum over that list. `volume_rendering` has the formulas.
     Two other estimators choose the samples of a ray by a density that is asked before.
+
+    In training on a GPU the list has a length that is known before the samples are (`sampler`), so
+    that nothing waits for the device; `static_samples` says what that means for the samples.
     """
 
     @dataclass
@@ -82,6 +86,14 @@ class NeRFVolumeRenderer(VolumeRenderer):
         """Steps in which updates ask every cell."""
         occupancy_times: int = 0
         """Scene times that an update covers; 0 takes 1 for static and 4 for dynamic geometry."""
+        sampler: str = "auto"
+        """Who marches and sums up: "dynamic" with lists as long as there are samples, for which the
+        host waits; "static" in training with lists of fixed length, which never wait; "nerfacc"
+        with that package, on a GPU. "auto" is static on a GPU or with a budget, else dynamic."""
+        sample_budget: float = 0
+        """Most samples with a gradient of one training pass (of `stable-nerf-volume-renderer` of
+        one block); where there are more, all rays are sampled more coarsely. 0 lets the program
+        follow the number that there is."""
         proposal_network_config: Any = None
         """Of "proposal": encoding_config and network_config of its network."""
         prop_optimizer_config: Any = None
@@ -104,6 +116,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
     ) -> None:
         super().configure(geometry, material, background)
         check_sampling(self.cfg, geometry)
+        self._samplers = SamplerChoice(self.cfg)
         if self.cfg.estimator == "occgrid":
             self.estimator = OccupancyGridEstimator(self.bbox, self.cfg.occupancy_resolution)
         elif self.cfg.estimator == "importance":
@@ -204,7 +217,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
         Random: in training one jitter per ray, role "ray-jitter", item = image over all ranks.
         Where samples lie, and which are dropped, is not differentiable.
         """
-        frame_times = self._check_batch(rays_o, rays_d, light_positions, frame_times)
+        frame_times = check_image_rays(rays_o, rays_d, light_positions, frame_times)
         batch_size, height, width = rays_o.shape[:3]
         if self.training:
             if ray_jitter is None:
@@ -217,7 +230,9 @@ class NeRFVolumeRenderer(VolumeRenderer):
                 background = background_of_batch(self.background, rays_d, kwargs)
         else:
             output = self._render_for_evaluation(rays_o, rays_d, light_positions, frame_times)
-            background = self._evaluate_background(rays_d) if bg_color is None else bg_color
+            background = bg_color
+            if background is None:
+                background = background_in_slices(self.background, rays_d, self.cfg.eval_chunk_size)
         output = {
             key: value.view(batch_size, height, width, -1) if key in _IMAGE_KEYS else value
             for key, value in output.items()
@@ -237,19 +252,21 @@ class NeRFVolumeRenderer(VolumeRenderer):
         ray_jitter: Tensor | None,
         batch: dict[str, Any],
     ) -> dict[str, Tensor]:
-        image_size = rays_o.shape[1] * rays_o.shape[2]
-        rays = RayBatch(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
-        samples = self._sample(rays, None if ray_jitter is None else ray_jitter.reshape(-1))
-        samples = self._not_empty(self._prune(rays, samples))
+        rays = flat_rays(rays_o, rays_d, frame_times)
+        sampler = self._samplers.of(rays_o.device, is_training=True)
+        jitter = None if ray_jitter is None else ray_jitter.reshape(-1)
+        samples = self._sample(rays, jitter, sampler)
         result = self._shade(rays, samples, light_positions, batch)
-        output = self._composite(rays, samples, result)
+        output = self._composite(rays, samples, result, sampler)
         if self._learns_proposals:
-            weights = result["weights"].detach()
-            self.prop_net.learn(self.estimator.loss(weights))
-        output.update(_per_sample(samples, result))
+            loss = self.estimator.loss(result["weights"].detach())
+            if sampler.is_static:
+                loss = loss / self._share_of_hits(samples)
+            self.prop_net.learn(loss)
+        output.update(per_sample_outputs(samples, result, sampler.is_static))
         if self.cfg.return_normal_perturb:
             stream = generator("normal-perturb", self._step, item=get_rank())
-            noise = torch.randn(result["points"].shape, generator=stream).to(result["points"])
+            noise = upload(torch.randn(result["points"].shape, generator=stream), rays_o.device)
             moved = self._geometry(
                 result["points"] + noise * NORMAL_PERTURB_STD, rays.times(samples), True
             )
@@ -264,35 +281,37 @@ class NeRFVolumeRenderer(VolumeRenderer):
         frame_times: Tensor | None,
     ) -> dict[str, Tensor]:
         """Rays in slices, which bounds the memory of the samples whatever the image size."""
-        image_size = rays_o.shape[1] * rays_o.shape[2]
-        rays = RayBatch(rays_o.reshape(-1, 3), rays_d.reshape(-1, 3), image_size, frame_times)
+        rays = flat_rays(rays_o, rays_d, frame_times)
         pieces = []
+        sampler = self._samplers.of(rays_o.device, is_training=False)
         size = self.cfg.ray_chunk_size or max(1, 2**22 // self.cfg.num_samples_per_ray)
         for part in rays.split(size):
-            samples = self._not_empty(self._prune(part, self._sample(part, None)))
+            samples = self._sample(part, None, sampler)
             result = self._shade(part, samples, light_positions, {})
-            pieces.append(self._composite(part, samples, result))
+            pieces.append(self._composite(part, samples, result, sampler))
         return {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
 
-    def _sample(self, rays: RayBatch, jitter: Tensor | None) -> RaySamples:
+    def _sample(self, rays: RayBatch, jitter: Tensor | None, sampler: DynamicSampler) -> RaySamples:
+        """The samples to be shaded, never none."""
         if self.cfg.estimator != "occgrid":
-            return self._sample_quantiles(rays, jitter)
-        prune = self.cfg.grid_prune
-        with torch.no_grad():
-            return march_rays(
-                rays.origins,
-                rays.directions,
-                self.bbox,
-                self.render_step_size,
-                self.cfg.num_samples_per_ray,
-                jitter=jitter,
-                occupied=self.estimator.binaries[0] if prune else None,
-                near_plane=self.cfg.near_plane,
-                far_plane=self.cfg.far_plane,
-                ray_chunk_size=self.cfg.ray_chunk_size,
-            )
+            return sampler.not_empty(self._sample_quantiles(rays, jitter, sampler.is_static))
+        how = March(
+            self.bbox,
+            self.render_step_size,
+            self.cfg.num_samples_per_ray,
+            occupied=self.estimator.binaries[0] if self.cfg.grid_prune else None,
+            near_plane=self.cfg.near_plane,
+            far_plane=self.cfg.far_plane,
+            ray_chunk_size=self.cfg.ray_chunk_size,
+        )
+        samples = sampler.march(rays, how, jitter)
+        if self.cfg.prune_alpha_threshold and samples.n_samples > 0:
+            samples = sampler.select(samples, self._is_visible(rays, samples), len(rays.origins))
+        return sampler.not_empty(samples)
 
-    def _sample_quantiles(self, rays: RayBatch, jitter: Tensor | None) -> RaySamples:
+    def _sample_quantiles(
+        self, rays: RayBatch, jitter: Tensor | None, with_misses: bool
+    ) -> RaySamples:
         """Samples of the estimators that ask a density first; every ray that can see has as many.
 
         A ray reaches from plane to plane and, where the geometry is bounded, from face to face of
@@ -319,6 +338,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
             jitter=jitter,
             requires_grad=self._learns_proposals,
             chunk_size=0 if self.training else self.cfg.eval_chunk_size,
+            with_misses=with_misses,
         )
 
     @property
@@ -332,6 +352,11 @@ class NeRFVolumeRenderer(VolumeRenderer):
             return False
         return torch.is_grad_enabled() and self.prop_net.is_due
 
+    def _share_of_hits(self, samples: RaySamples) -> Float[Tensor, ""]:
+        """The share of the rays that see anything, where all have equally many samples."""
+        has_length = ~samples.is_padding.view(-1, self.cfg.num_samples_per_ray)
+        return has_length.any(dim=-1).float().mean().clamp(min=1e-6)
+
     def draw_jitter(self, rays_o: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W"] | None:
         """Draw where in its first step each ray begins, in [0, 1); None where nothing is random.
 
@@ -340,27 +365,19 @@ class NeRFVolumeRenderer(VolumeRenderer):
         if not self.randomized:
             return None
         shape = rays_o.shape[:3]
-        return rand_items(shape, "ray-jitter", self._step, get_rank() * shape[0]).to(rays_o)
+        first = get_rank() * shape[0]
+        return rand_items(shape, "ray-jitter", self._step, first, rays_o.device, rays_o.dtype)
 
-    def _prune(self, rays: RayBatch, samples: RaySamples) -> RaySamples:
-        wanted = self.cfg.prune_alpha_threshold and self.cfg.estimator == "occgrid"
-        if not wanted or samples.n_samples == 0:
-            return samples
-        with torch.no_grad():
-            points, times = rays.points(samples), rays.times(samples)
-            density = chunk_batch(self._density, self.cfg.eval_chunk_size, points, times)
-            limit = self.estimator.mean_occupancy.clamp(max=ALPHA_THRESHOLD)
-            if not self.cfg.grid_prune:
-                limit = ALPHA_THRESHOLD
-            n_rays = rays.origins.shape[0]
-            keep = visible_samples(density[:, 0], samples, n_rays, limit, EARLY_STOP_EPS)
-        return samples.select(keep.nonzero()[:, 0])
-
-    @staticmethod
-    def _not_empty(samples: RaySamples) -> RaySamples:
-        return RaySamples(
-            *validate_empty_rays(samples.ray_indices, samples.t_starts, samples.t_ends)
-        )
+    @torch.no_grad()
+    def _is_visible(self, rays: RayBatch, samples: RaySamples) -> Bool[Tensor, "Ns"]:
+        """Which samples are opaque enough and not hidden, by a pass without gradient."""
+        points, times = rays.points(samples), rays.times(samples)
+        density = chunk_batch(self._density, self.cfg.eval_chunk_size, points, times)
+        limit = self.estimator.mean_occupancy.clamp(max=ALPHA_THRESHOLD)
+        if not self.cfg.grid_prune:
+            limit = ALPHA_THRESHOLD
+        n_rays = rays.origins.shape[0]
+        return visible_samples(density[:, 0], samples, n_rays, limit, EARLY_STOP_EPS)
 
     def _shade(
         self,
@@ -389,49 +406,25 @@ class NeRFVolumeRenderer(VolumeRenderer):
         if torch.is_grad_enabled() and self.training:
             result = shade(points, viewdirs, images, times)
         else:
-            result = chunk_batch(
-                shade, self.cfg.eval_chunk_size, points, viewdirs, images, times
-            )
+            result = chunk_batch(shade, self.cfg.eval_chunk_size, points, viewdirs, images, times)
         return {**result, "points": points, "t_dirs": viewdirs}
 
     def _composite(
-        self, rays: RayBatch, samples: RaySamples, result: dict[str, Tensor]
+        self,
+        rays: RayBatch,
+        samples: RaySamples,
+        result: dict[str, Tensor],
+        sampler: DynamicSampler,
     ) -> dict[str, Tensor]:
-        """Per-ray sums: one pass over the samples for colour, opacity and depth together."""
-        lengths, t_mids = samples.t_ends - samples.t_starts, samples.t_mids
-        n_rays = rays.origins.shape[0]
-        weights = render_weights(result["density"][:, 0], lengths, samples.ray_indices, n_rays)
-        result["weights"] = weights
-        ones = torch.ones_like(t_mids)
-        columns = [result["rgb"], ones[:, None], t_mids[:, None]]
-        moves = self.training and "displacement" in result
-        if moves:
-            columns.append(result["displacement"])
-        values = torch.cat(columns, dim=-1)
-        summed = accumulate_along_rays(weights, values, samples.ray_indices, n_rays)
-        channels = result["rgb"].shape[-1]
-        opacity, depth = summed[:, channels : channels + 1], summed[:, channels + 1 : channels + 2]
-        output = {
-            "comp_rgb_fg": summed[:, :channels],
-            "opacity": opacity,
-            "depth": depth,
-            "z_variance": _z_variance(weights, t_mids, opacity, depth, samples.ray_indices),
-        }
-        if moves:
-            output["deformation"] = summed[:, channels + 2 :]
-        if "normal" in result and (not self.training or self.cfg.return_comp_normal):
-            normal = accumulate_along_rays(weights, result["normal"], samples.ray_indices, n_rays)
-            output["comp_normal"] = (F.normalize(normal, dim=-1) + 1.0) / 2.0 * opacity
-        return output
-
-    def _evaluate_background(self, rays_d: Float[Tensor, "B H W 3"]) -> Tensor:
-        """The background in slices of rays, which bounds memory whatever the image size."""
-        flat = rays_d.reshape(-1, 1, 1, 3)
-        return chunk_batch(
-            lambda dirs: self.background(dirs=dirs.view(1, -1, 1, 3)).view(dirs.shape[0], -1),
-            self.cfg.eval_chunk_size,
-            flat,
-        ).view(*rays_d.shape[:-1], -1)
+        shows_normal = not self.training or self.cfg.return_comp_normal
+        return composite_samples(
+            samples,
+            result,
+            rays.origins.shape[0],
+            sampler,
+            with_normal=shows_normal and "normal" in result,
+            with_displacement=self.training and "displacement" in result,
+        )
 
     # Calls of the geometry, with a time where it takes one
 
@@ -445,61 +438,9 @@ class NeRFVolumeRenderer(VolumeRenderer):
             return self.geometry.forward_density(points, frame_times=times)
         return self.geometry.forward_density(points)
 
-    @staticmethod
-    def _check_batch(
-        rays_o: Tensor, rays_d: Tensor, light_positions: Tensor, frame_times: Tensor | None
-    ) -> Float[Tensor, "B"] | None:
-        """Refuse shapes that would be broadcast to nonsense; give every image its time."""
-        batch_size = rays_o.shape[0]
-        if rays_o.ndim != 4 or rays_o.shape[-1] != 3 or rays_d.shape != rays_o.shape:
-            raise ValueError(
-                f"rays_o has shape {tuple(rays_o.shape)} and rays_d {tuple(rays_d.shape)}; "
-                "expected both (B, H, W, 3). Pass the batch's rays, not flattened ones."
-            )
-        if light_positions.shape != (batch_size, 3):
-            raise ValueError(
-                f"light_positions has shape {tuple(light_positions.shape)}; expected "
-                f"({batch_size}, 3), one light per image."
-            )
-        if frame_times is None:
-            return None
-        if frame_times.numel() not in (1, batch_size):
-            raise ValueError(
-                f"frame_times has shape {tuple(frame_times.shape)}; expected {batch_size} values, "
-                "one per image, or one for all."
-            )
-        return frame_times.reshape(-1).to(rays_o).expand(batch_size)
-
 
 _IMAGE_KEYS = ("comp_rgb_fg", "opacity", "depth", "z_variance", "comp_normal", "deformation")
 
 
 def _takes_times(function: Any) -> bool:
     return "frame_times" in inspect.signature(function).parameters
-
-
-def _z_variance(
-    weights: Float[Tensor, "Ns"],
-    t_mids: Float[Tensor, "Ns"],
-    opacity: Float[Tensor, "n_rays 1"],
-    depth: Float[Tensor, "n_rays 1"],
-    ray_indices: Tensor,
-) -> Float[Tensor, "n_rays 1"]:
-    """Sum of w' (t - sum w' t)^2 with w' = w / max(opacity, 1e-5); 0 where opacity <= 0.5."""
-    total = opacity.clamp(min=1e-5)
-    mean = depth / total
-    deviation = t_mids[:, None] - mean.index_select(0, ray_indices)
-    variance = accumulate_along_rays(weights, deviation.square(), ray_indices, opacity.shape[0])
-    return torch.where(opacity > 0.5, variance / total, 0.0)
-
-
-def _per_sample(samples: RaySamples, result: dict[str, Tensor]) -> dict[str, Tensor]:
-    lengths = samples.t_ends - samples.t_starts
-    output = {key: value for key, value in result.items() if key not in ("rgb", "weights")}
-    output.update(
-        weights=result["weights"][:, None],
-        t_points=samples.t_mids[:, None],
-        t_intervals=lengths[:, None],
-        ray_indices=samples.ray_indices,
-    )
-    return output

@@ -60,6 +60,7 @@ def sample_quantiles(
     jitter: Float[Tensor, "n_rays"] | None = None,
     requires_grad: bool = False,
     chunk_size: int = 0,
+    with_misses: bool = False,
 ) -> RaySamples:
     """Ask a density along every ray and give the samples that an estimator makes of it.
 
@@ -74,6 +75,8 @@ def sample_quantiles(
         jitter: moves the samples of each ray, in [0, 1).
         requires_grad: keep the graph of the density, for the estimator to learn by.
         chunk_size: points per call of the density; 0 asks all at once.
+        with_misses: give rays that see nothing as many samples, without length: then no shape
+            depends on data.
 
     Not differentiable: where the samples lie.
     """
@@ -82,7 +85,10 @@ def sample_quantiles(
         t_exit = torch.full_like(t_enter, far_plane)
     else:
         t_enter, t_exit = intersect_box(rays.origins, rays.directions, bbox, near_plane, far_plane)
-    hits = (t_exit > t_enter).nonzero()[:, 0]
+    if with_misses:
+        hits = torch.arange(t_enter.shape[0], device=t_enter.device)
+    else:
+        hits = (t_exit > t_enter).nonzero()[:, 0]
     if hits.numel() == 0:
         return RaySamples(hits, t_enter.new_zeros(0), t_enter.new_zeros(0))
 
@@ -96,11 +102,11 @@ def sample_quantiles(
         [n_coarse],
         n_samples,
         hits.numel(),
-        t_enter[hits],
-        t_exit[hits],
+        t_enter.index_select(0, hits),
+        t_exit.index_select(0, hits),
         stratified=jitter is not None,
         requires_grad=requires_grad,
-        jitter=None if jitter is None else jitter[hits],
+        jitter=None if jitter is None else jitter.index_select(0, hits),
     )
     return _flat(hits, t_starts, t_ends)
 

@@ -8,7 +8,7 @@ changes nothing. That is why only the bookkeeping is dense (per candidate: one n
 are asked at the survivors alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ class RaySamples:
     def t_mids(self) -> Float[Tensor, "n_samples"]:
         """The middle of each interval: where the field is asked."""
         return (self.t_starts + self.t_ends) * 0.5
+
+    @property
+    def is_padding(self) -> Bool[Tensor, "n_samples"]:
+        """Which samples have no length, and so no weight: they only fill a list."""
+        return ~(self.t_ends > self.t_starts)
 
     def select(self, keep: Tensor) -> "RaySamples":
         """The samples that an ascending list of indices names."""
@@ -139,10 +144,66 @@ def march_rays(
         ray_chunk_size: rays per pass; 0 keeps a pass at some 2^18 candidates on a CPU, which stay
             in its cache, and 2^24 on a GPU.
     """
-    t_enter, t_exit = intersect_box(rays_o, rays_d, bbox, near_plane, far_plane)
-    t_first = t_enter + (0.5 if jitter is None else jitter) * step_size
-    k_first = torch.zeros_like(t_first)
-    if occupied is not None:
+    walk = RayWalk.start(rays_o, rays_d, bbox, step_size, jitter, occupied, near_plane, far_plane)
+    # These two waits for the device shrink all that follows to the rays and steps that can matter.
+    hits = walk.meets_something().nonzero()[:, 0]
+    if hits.numel() == 0:
+        return RaySamples(hits, rays_o.new_zeros(0), rays_o.new_zeros(0))
+    walk = walk.select(hits)
+    longest = ((walk.t_exit - walk.t_first) / step_size - walk.k_first).amax().item()
+    n_candidates = min(n_steps, int(longest) + 1)
+    if ray_chunk_size <= 0:
+        ray_chunk_size = max(1, 2 ** (24 if rays_o.is_cuda else 18) // n_candidates)
+    steps = torch.arange(n_candidates, device=rays_o.device, dtype=rays_o.dtype)
+    indices, middles = [], []
+    for start in range(0, hits.numel(), ray_chunk_size):
+        part = slice(start, start + ray_chunk_size)
+        t_mids, alive = walk.candidates(part, steps)
+        found = alive.view(-1).nonzero()[:, 0]
+        rows = torch.div(found, n_candidates, rounding_mode="floor")
+        indices.append(hits[part].index_select(0, rows))
+        middles.append(t_mids.view(-1).index_select(0, found))
+    t_mids = torch.cat(middles)
+    return RaySamples(torch.cat(indices), t_mids - step_size / 2, t_mids + step_size / 2)
+
+
+@dataclass
+class RayWalk:
+    """Rays cut into steps inside a box: candidate k of a ray lies k steps behind its first middle.
+
+    t_first: the first middle of each ray; k_first: the first candidate worth a look; t_exit: from
+    where on nothing is. All ``[n_rays]``. ``padded`` is the grid with its border repeated once, so
+    that an index that rounding puts one cell off is still valid; None takes every candidate.
+    """
+
+    origins: Float[Tensor, "n_rays 3"]
+    directions: Float[Tensor, "n_rays 3"]
+    t_first: Float[Tensor, "n_rays"]
+    k_first: Float[Tensor, "n_rays"]
+    t_exit: Float[Tensor, "n_rays"]
+    step_size: float
+    low: Float[Tensor, "3"]
+    cells_per_unit: Float[Tensor, "3"] | None
+    padded: Bool[Tensor, "P P P"] | None
+
+    @classmethod
+    def start(
+        cls,
+        rays_o: Float[Tensor, "n_rays 3"],
+        rays_d: Float[Tensor, "n_rays 3"],
+        bbox: Float[Tensor, "2 3"],
+        step_size: float,
+        jitter: Float[Tensor, "n_rays"] | None,
+        occupied: Bool[Tensor, "R R R"] | None,
+        near_plane: float,
+        far_plane: float,
+    ) -> "RayWalk":
+        """Begin where the rays enter the box; arguments as of `march_rays`."""
+        t_enter, t_exit = intersect_box(rays_o, rays_d, bbox, near_plane, far_plane)
+        t_first = t_enter + (0.5 if jitter is None else jitter) * step_size
+        k_first = torch.zeros_like(t_first)
+        if occupied is None:
+            return cls(rays_o, rays_d, t_first, k_first, t_exit, step_size, bbox[0], None, None)
         # Only the part of a ray inside the box of the occupied cells is worth a look. A margin of
         # two steps keeps rounding from ever deciding.
         tight = _occupied_box(occupied, bbox)
@@ -150,37 +211,46 @@ def march_rays(
         k_first = torch.floor((t_near - t_first) / step_size - 1.0).clamp(min=0.0)
         t_far = torch.where(t_far > t_near, t_far + 2 * step_size, 0.0)
         t_exit = torch.minimum(t_exit, t_far)
-    # These two waits for the device shrink all that follows to the rays and steps that can matter.
-    hits = (t_first + k_first * step_size < t_exit).nonzero()[:, 0]
-    if hits.numel() == 0:
-        return RaySamples(hits, rays_o.new_zeros(0), rays_o.new_zeros(0))
-    t_first, k_first, t_exit = t_first[hits], k_first[hits], t_exit[hits]
-    longest = ((t_exit - t_first) / step_size - k_first).amax().item()
-    n_candidates = min(n_steps, int(longest) + 1)
-    if occupied is not None:
-        # In units of cells of the grid with its border repeated once, where cell 0 is the border:
-        # an index that rounding puts one cell off is still valid.
-        grid, scale = _pad_grid(occupied), occupied.shape[0] / (bbox[1] - bbox[0])
-        cells_o = (rays_o.index_select(0, hits) - bbox[0]) * scale + 1.0
-        cells_d = rays_d.index_select(0, hits) * scale
-    if ray_chunk_size <= 0:
-        ray_chunk_size = max(1, 2 ** (24 if rays_o.is_cuda else 18) // n_candidates)
-    steps = torch.arange(n_candidates, device=rays_o.device, dtype=rays_o.dtype)
-    indices, middles = [], []
-    for start in range(0, hits.numel(), ray_chunk_size):
-        part = slice(start, start + ray_chunk_size)
-        t_mids = (k_first[part, None] + steps).mul_(step_size).add_(t_first[part, None])
-        alive = t_mids < t_exit[part, None]
-        if occupied is not None:
-            # Past the exit the cell would leave the grid; those samples are dropped anyway.
-            inside = torch.minimum(t_mids, t_exit[part, None])
-            alive &= _lookup(inside, cells_o[part], cells_d[part], grid)
-        found = alive.view(-1).nonzero()[:, 0]
-        rows = torch.div(found, n_candidates, rounding_mode="floor")
-        indices.append(hits[part].index_select(0, rows))
-        middles.append(t_mids.view(-1).index_select(0, found))
-    t_mids = torch.cat(middles)
-    return RaySamples(torch.cat(indices), t_mids - step_size / 2, t_mids + step_size / 2)
+        scale = occupied.shape[0] / (bbox[1] - bbox[0])
+        padded = _pad_grid(occupied)
+        return cls(rays_o, rays_d, t_first, k_first, t_exit, step_size, bbox[0], scale, padded)
+
+    def meets_something(self) -> Bool[Tensor, "n_rays"]:
+        """Which rays have a candidate at all."""
+        return self.t_first + self.k_first * self.step_size < self.t_exit
+
+    def select(self, rows: Int[Tensor, "n_rows"]) -> "RayWalk":
+        """The rays that an ascending list of indices names."""
+        names = ("origins", "directions", "t_first", "k_first", "t_exit")
+        return replace(self, **{name: getattr(self, name).index_select(0, rows) for name in names})
+
+    def with_harmless_misses(self) -> "RayWalk":
+        """The same, but rays that meet nothing look at one cell only: they may leave the grid."""
+        meets = self.meets_something()[:, None]
+        return replace(
+            self,
+            origins=torch.where(meets, self.origins, self.low),
+            directions=torch.where(meets, self.directions, 0.0),
+        )
+
+    def candidates(
+        self, part: slice, steps: Float[Tensor, "S"]
+    ) -> tuple[Float[Tensor, "n S"], Bool[Tensor, "n S"]]:
+        """Middles of the candidates ``k_first + steps`` of some rays, and which are kept.
+
+        Every ray must meet something, or be harmless.
+        """
+        t_mids = (self.k_first[part, None] + steps).mul_(self.step_size)
+        t_mids.add_(self.t_first[part, None])
+        alive = t_mids < self.t_exit[part, None]
+        if self.padded is not None and self.cells_per_unit is not None:
+            # In units of cells of the padded grid, where cell 0 is the border. Past the exit the
+            # cell would leave the grid; those samples are dropped anyway.
+            cells_o = (self.origins[part] - self.low) * self.cells_per_unit + 1.0
+            cells_d = self.directions[part] * self.cells_per_unit
+            inside = torch.minimum(t_mids, self.t_exit[part, None])
+            alive &= _lookup(inside, cells_o, cells_d, self.padded)
+        return t_mids, alive
 
 
 def _occupied_box(occupied: Bool[Tensor, "R R R"], bbox: Float[Tensor, "2 3"]) -> Tensor:
