@@ -18,7 +18,7 @@ from custom.fourd.mappers.checkpoint import MapperFacts, check_fits, load_mapper
 from custom.fourd.mappers.composition import PLACEHOLDERS, Composition
 from custom.fourd.mappers.control_sampling import SamplingOptions
 from custom.fourd.mappers.controlled_prior import ControlledPrior, ImagePromptConfig
-from custom.fourd.mappers.inference import TimeViewControls
+from custom.fourd.mappers.inference import TimeViewControls, check_composition
 from custom.fourd.mappers.mapper import Mapper, MapperConfig
 from custom.fourd.mappers.prompt_templates import checked_templates
 from custom.fourd.mappers.text_injection import InjectionConfig
@@ -96,10 +96,11 @@ class MapperSetup(BaseSystem):
         cfg = self.cfg
         self._check_templates()
         self.configure_evaluation()
-        prior = load_image_prior(cfg.base_model, cfg.revision, get_device())
         composition = checked_keys(Composition, cfg.compose, "system.compose")
         self.controls = self.controls_of(composition)
         injection = checked_keys(InjectionConfig, cfg.injection, "system.injection")
+        check_composition(composition, self.controls)
+        prior = load_image_prior(cfg.base_model, cfg.revision, get_device())
         self.model = ControlledPrior(prior, cfg.ip_adapter, composition, injection)
         self.mappers = nn.ModuleDict({kind: self._build_mapper(kind) for kind in self.controls})
         self._loaded_kinds: set[str] = set()

@@ -184,5 +184,37 @@ def test_a_config_trains_and_tests(name, tmp_path):
     run = launch("--train", tmp_path, config=f"custom/configs/{name}.yaml")
     assert run.status == 0, run.errors
     kept = {path.name for path in (run.folder / "save").iterdir()}
-    assert {"metrics.json", "it2-test-sheet.png"} <= kept
+    assert {"metrics.json", "it2-test-sheet.png", "it2-grid"} <= kept
     assert any(file.endswith("-mapper-step-2.safetensors") for file in kept)
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_tested_again_in_other_ways(tmp_path):
+    """Edited prompts, a picture without a scene, and mappers without a checkpoint."""
+    import cv2
+    import numpy as np
+
+    need_embedded_model()
+    config = "custom/configs/time_view_mapper.yaml"
+    run = launch("--train", tmp_path, config=config)
+    assert run.status == 0, run.errors
+    save, small = run.folder / "save", ("system.grid.n_times=2", "system.grid.n_views=2")
+    before = (save / "metrics.json").read_bytes()
+    cv2.imwrite(str(tmp_path / "cup.png"), np.full((40, 30, 3), 128, np.uint8))
+    again = launch(
+        "--test", tmp_path, f"resume={run.checkpoint}", *small, "system.compose.mode=guidance",
+        f"system.grid.image={tmp_path / 'cup.png'}", "system.grid.caption=a red cube",
+        'system.grid.prompts=["{caption}", "{caption} made of wood"]', config=config,
+    )  # fmt: skip
+    assert again.status == 0, again.errors
+    sheets = sorted(path.parent.name for path in (save / "it2-grid-2" / "cup").glob("*/sheet.png"))
+    assert sheets == ["0-a_red_cube", "1-a_red_cube_made_of_wood"]
+    assert (save / "metrics.json").read_bytes() == before, "a picture is not scored"
+    mappers = ",".join(str(path) for path in save.glob("*-mapper-step-2.safetensors"))
+    composed = launch(
+        "--test", tmp_path / "composed", f"system.mapper_weights=[{mappers}]", *small, config=config
+    )
+    assert composed.status == 0, composed.errors
+    assert (composed.folder / "save" / "metrics.json").is_file()
+    refused = launch("--test", tmp_path / "none", config=config)
+    assert refused.status != 0 and "--test needs weights" in refused.errors
