@@ -30,8 +30,8 @@ def test_psnr_within_a_mask():
     torch.testing.assert_close(psnr(images, truth, everywhere), psnr(images, truth))
 
 
-def ssim_by_loops(first, second):
-    """Mean over one window per pixel, all channels; the image is mirrored at its borders."""
+def ssim_by_loops(first, second, kept=None):
+    """Mean over one window per (kept) pixel, all channels; images are mirrored at their borders."""
     span = torch.arange(11) - 5
     line = torch.exp(-(span**2) / (2 * 1.5**2)).double()
     window = line[:, None] * line[None] / line.sum() ** 2
@@ -43,6 +43,8 @@ def ssim_by_loops(first, second):
     )
     for row in range(first.shape[1] - 10):
         for column in range(first.shape[2] - 10):
+            if kept is not None and not kept[row, column]:
+                continue
             a, b = (image[:, row : row + 11, column : column + 11] for image in (first, second))
             ma, mb = (window * a).sum((1, 2)), (window * b).sum((1, 2))
             va = (window * a * a).sum((1, 2)) - ma**2
@@ -62,6 +64,18 @@ def test_ssim_against_its_formula():
         # torchmetrics computes in single precision.
         assert float(value) == pytest.approx(float(ssim_by_loops(image, true)), abs=2e-4)
     torch.testing.assert_close(ssim(truth, truth), torch.ones(2))
+
+
+def test_ssim_within_a_mask_counts_windows_centred_there():
+    g = torch.Generator().manual_seed(1)
+    truth, images = torch.rand(2, 2, 9, 12, 3, generator=g)
+    mask = torch.rand(2, 9, 12, generator=g) > 0.6
+    for row, value in enumerate(ssim(images, truth, mask)):
+        expected = ssim_by_loops(images[row], truth[row], mask[row])
+        assert float(value) == pytest.approx(float(expected), abs=2e-4)
+    everywhere, nowhere = torch.ones_like(mask), torch.zeros_like(mask)
+    torch.testing.assert_close(ssim(images, truth, everywhere), ssim(images, truth))
+    assert ssim(images, truth, nowhere).tolist() == [1.0, 1.0]
 
 
 def test_iou_by_hand():

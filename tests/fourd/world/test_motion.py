@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from custom.fourd.world.grammar import WorldObject, WorldScene
-from custom.fourd.world.motion import object_poses, pose_of_motion
+from custom.fourd.world.motion import object_poses, pose_of_motion, returns_to_start
 from custom.fourd.world.vocabulary import MOTIONS, RELATIONS, SHAPES, SIZES
 from tests.fixtures import world_reference as reference
 
@@ -26,6 +26,16 @@ def test_all_but_growing_and_shrinking_return(motion):
     offset, angle, scale = pose_of_motion(motion, torch.ones(1))
     assert offset.abs().max() < 1e-6 and abs(float(angle) % (2 * math.pi)) < 1e-6
     assert float(scale) == 1
+
+
+def test_a_scene_returns_if_all_of_its_objects_do():
+    for motion in (None, *MOTIONS):
+        thing = WorldObject("cube", "red", motion=motion)
+        last, start = (object_poses(WorldScene((thing,)), torch.full((1,), t)) for t in (1.0, 0.0))
+        same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(last[0], start[0], strict=True))
+        assert returns_to_start(WorldScene((thing,))) is same, motion
+    sliding, growing = (WorldObject("cube", "red", motion=m) for m in ("sliding", "growing"))
+    assert not returns_to_start(WorldScene((sliding, growing), "next to"))
 
 
 @pytest.mark.parametrize("motion", [None, *MOTIONS])
