@@ -39,7 +39,7 @@ ANCHORED_LOOK_EDITS = (
     ("palette", 0.25),
 )
 """The same where frames look at an anchor: only edits with several answers need to."""
-LOOK_SHARE = 0.45
+LOOK_SHARE = 0.25
 """Of the groups whose layers differ: used for an edit of the look, with the layers before."""
 COLOUR_TOO_SHARE, RANDOM_TEXTURE_SHARE, SYNONYM_SHARE = 0.15, 0.30, 0.25
 ATTEMPTS = 100
