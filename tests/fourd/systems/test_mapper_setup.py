@@ -186,8 +186,6 @@ def test_scene_codes_learn_and_cached_features_are_heard(folder):
         ({"compose": {"how": 1}}, "system.compose has the key 'how'; expected some of mode"),
         ({"grid": {"rows": 1}}, "system.grid has the key 'rows'; expected some of n_times"),
         ({"evaluation": {"baselines": ["best"]}}, "baselines holds 'best'; expected some of copy"),
-        ({"evaluation": {"oracle": {"lr": 1}}}, "system.evaluation.oracle has the key 'lr'"),
-        ({"evaluation": {"features": "dino"}}, "features is 'dino'; expected one of pixels"),
         ({"evaluation": {"features": "vision"}}, "features is 'vision', and system.ip_adapter is"),
         ({"prompt_template": "{what}"}, "system.prompt_template holds '{what}'"),
         ({"training_templates": ["{what}"]}, "system.training_templates holds '{what}'"),
