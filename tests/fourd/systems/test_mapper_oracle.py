@@ -17,7 +17,7 @@ def system(tmp_path_factory):
     })  # fmt: skip
 
 
-def loss_of(system, batch, tokens, steps=16):
+def loss_of(system, batch, tokens, steps=10):
     """The denoiser's error on the targets, over noise that the fit does not draw."""
     from custom.fourd.diffusion.layer_contexts import unet_arguments
     from custom.fourd.mappers.mapper import MapperOutput
@@ -42,7 +42,7 @@ def loss_of(system, batch, tokens, steps=16):
 def test_fitted_tokens_lower_the_loss_on_noise_that_they_never_saw(system):
     batch = pair_of_images(2)
     texts = [f"a photo of {caption}" for caption in batch["caption"]]
-    options = OracleOptions(steps=10, rate=0.2, draws=3)
+    options = OracleOptions(steps=8, rate=0.2, draws=2)
     start = _fit(system.steering, batch, texts, OracleOptions(steps=0))
     fitted = _fit(system.steering, batch, texts, options)
     assert loss_of(system, batch, fitted) < loss_of(system, batch, start) - 1e-4

@@ -78,8 +78,6 @@ def test_mappers_that_have_no_place_are_refused(folder, trained):
         build(folder, TimeMapperSystem, mapper_weights=trained)
     with pytest.raises(ValueError, match="of kind 'time'; expected at most one of each"):
         build(folder, mapper_weights=[trained[0], trained[0]])
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors does not exist"):
-        build(folder, mapper_weights=["nowhere"])
 
 
 def test_a_test_may_start_from_mappers_alone():
@@ -147,11 +145,12 @@ def test_training_draws_templates_and_tests_do_not(folder):
     assert len(ids.unique(dim=0)) > 10
     assert torch.equal(made._training_prompts(captions[:5], 3, 2).input_ids, ids[2:7])
     assert made.steering.template == "{caption}"
-    alone = build(folder, prompt_template="a photo of {caption}")
-    assert alone.training_templates == ("a photo of {caption}",)
+    made.cfg.training_templates = None
+    made._check_templates()
+    assert made.training_templates == ("{caption}",)
 
 
-@pytest.mark.parametrize("mode", ["attention", "guidance", "joint_token"])
+@pytest.mark.parametrize("mode", ["guidance", "joint_token"])
 def test_compositions_are_keys_of_the_config(folder, mode):
     made = build(folder, compose={"mode": mode, "time_weight": 0.7})
     assert made.model.composition.mode == mode
