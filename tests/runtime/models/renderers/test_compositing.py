@@ -51,6 +51,13 @@ def test_one_image_by_hand(repeats):
     assert values["weights"].sum().item() == pytest.approx(1.25)
 
 
+def test_the_variance_of_thin_rays_counts_as_none():
+    samples, values = case(False)
+    values["density"] = values["density"] / 4
+    out = composite_samples(samples, values, 3, DynamicSampler(), False, False)
+    assert out["opacity"][0].item() == pytest.approx(1 - 2**-0.5) and not out["z_variance"].any()
+
+
 @pytest.mark.parametrize("with_normal, with_displacement", [(False, False), (True, False)])
 def test_only_what_is_asked_for(with_normal, with_displacement):
     samples, values = case(False)

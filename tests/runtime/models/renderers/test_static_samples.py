@@ -160,6 +160,10 @@ class TestSelect:
         assert torch.allclose(real.t_starts, expected.t_starts, atol=1e-6)
         assert torch.allclose(real.t_ends, expected.t_ends, atol=1e-6)
         assert budget.dropped == 0
+        # Repeats take no place: one for each sample that is kept suffices.
+        just = SampleBudget(max(1, expected.n_samples))
+        assert not select_static(samples, keep, 60, just).is_padding[: expected.n_samples].any()
+        assert just.dropped == 0
 
     def test_too_many_are_thinned(self):
         rays = torch.tensor([0, 0, 0, 1, 1, 1])
