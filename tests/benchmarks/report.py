@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import edit_4d_report  # noqa: E402
 import text_to_4d_report  # noqa: E402
+import time_view_report  # noqa: E402
 from text_to_3d_report import group_table, threshold_table  # noqa: E402
 
 SAMPLING_BOUNDS_DB = {"1": 25, "2": 22}
@@ -31,7 +32,10 @@ NOTHING = "No result is committed yet."
 
 def newest(kind: str, folder: Path = RESULTS) -> tuple[str, dict[str, Any]] | None:
     """Return name and content of the newest result of a benchmark, by the date in its name."""
-    found = sorted(folder.glob(f"{kind}_*.json"), key=lambda path: path.stem.rsplit("_", 1)[-1])
+    # "_<cores>core_<date>" follows the name, so that no name that begins with another's is meant.
+    pattern = f"{kind}_*core_*.json"
+    found = [path for path in folder.glob(pattern) if path.stem.removeprefix(kind).count("_") == 2]
+    found.sort(key=lambda path: path.stem.rsplit("_", 1)[-1])
     if not found:
         return None
     return found[-1].stem, json.loads(found[-1].read_text(encoding="utf-8"))
@@ -146,6 +150,38 @@ def edit_4d_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
     return lines
 
 
+def time_view_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
+    """Time and view control against the truth."""
+    lines = [
+        "**Time and view of a frozen image model, against the truth** (PSNR in dB over unseen "
+        "cells; methods and errors are explained in the linked file).",
+        _source(name, report, folder),
+        "",
+        *threshold_table(report),
+        "",
+        *time_view_report.method_table(report),
+        "",
+    ]
+    if (folder / f"{name}.png").is_file():
+        lines += [
+            "![Generated cells above the truth, time to the right, from two views]"
+            f"(tests/benchmarks/results/{name}.png)",
+            "",
+        ]
+    return lines
+
+
+def time_view_ablations_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
+    """Variants of time and view control."""
+    return [
+        "**Variants of time and view control**, on one scene.",
+        _source(name, report, folder),
+        "",
+        *time_view_report.run_table(report["runs"], "variant"),
+        "",
+    ]
+
+
 def stage_1_step_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
     """Speed of a training step and its parts."""
     tables = report["milliseconds"]
@@ -171,6 +207,8 @@ SECTIONS = {
     "text_to_3d": text_to_3d_lines,
     "text_to_4d": text_to_4d_lines,
     "edit_4d": edit_4d_lines,
+    "time_view": time_view_lines,
+    "time_view_ablations": time_view_ablations_lines,
     "sample_multiview": sample_multiview_lines,
     "sample_edit": sample_edit_lines,
     "stage_1_step": stage_1_step_lines,

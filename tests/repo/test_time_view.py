@@ -221,3 +221,18 @@ def test_a_report_is_written_with_its_picture(benchmark, tmp_path, monkeypatch, 
     }  # fmt: skip
     assert "Time and view control" in capsys.readouterr().out
     assert benchmark.told(row()).startswith("above copy, dB: time +4.00, view +4.00, both +4.00")
+
+
+def test_the_readme_gets_both_tables_once_there_are_results(load, report_of, tmp_path):
+    report = load("report")
+    assert "Time and view" not in report.figures(tmp_path)
+    for name, title in (
+        ("time_view", "**Time and view of a"),
+        ("time_view_ablations", "**Variants"),
+    ):
+        content = whole(report_of, [row()], name)
+        path = tmp_path / f"{name}_2core_2026-01-02.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        text = report.figures(tmp_path)
+        assert title in text and f"results/{path.stem}.json" in text
+    assert text.count("| both varying | ours |") == 1, "each table has its own result"
