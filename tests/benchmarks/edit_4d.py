@@ -63,7 +63,11 @@ KEYS = {
     "full": (),
     "no flow": ("system.edit.use_flow=false",),
     "no depth": ("system.edit.use_depth=false",),
-    "frame by frame": ("system.edit.order=frame_wise",),
+    "frame by frame": (
+        "system.edit.order=frame_wise",
+        "system.edit.refine_num_steps=1000",  # what is published for it, whatever the profile
+        "system.edit.refine_diffusion_steps=20",
+    ),
 }
 N_CAMERAS, N_TIMES, SIZE_PX = 8, 16, 64
 NO_WEIGHTS: list[str] = []
