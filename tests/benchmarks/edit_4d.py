@@ -37,7 +37,16 @@ from circumstances import (  # noqa: E402
     embedded_weights,
     result_path,
 )
-from edit_4d_report import FULL, LOOKS, SEVERAL, SHAPES, VARIANTS, markdown, summarise  # noqa: E402
+from edit_4d_report import (  # noqa: E402
+    FRAME_BY_FRAME,
+    FULL,
+    LOOKS,
+    SEVERAL,
+    SHAPES,
+    VARIANTS,
+    markdown,
+    summarise,
+)
 from text_to_3d import finished_rows, launch, parse_arguments, run_all  # noqa: E402
 from text_to_3d_report import write_contact_sheet  # noqa: E402
 
@@ -114,8 +123,9 @@ class Edit:
 
 
 def planned_edits(edits: Sequence[tuple[str, str]] = EDITS) -> list[Edit]:
-    """Return all edits; every variant of the whole method comes before any ablation."""
-    return [Edit(*edit, variant) for variant in VARIANTS for edit in edits]
+    """Return all edits: the whole method's first, then the baseline's, then parts left out."""
+    order = sorted(VARIANTS, key=lambda variant: (variant != FULL, variant != FRAME_BY_FRAME))
+    return [Edit(*edit, variant) for variant in order for edit in edits]
 
 
 def answers_of(edit: Edit) -> tuple[EditedScene, ...]:
