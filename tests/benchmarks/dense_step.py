@@ -30,7 +30,6 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from circumstances import RESULTS, as_lines, describe_circumstances, result_path  # noqa: E402
 from hash_grid import PAPER, floor_probes  # noqa: E402
 from step_clock import BackwardMark, StepClock  # noqa: E402
-from threestudio.launcher.main import ask_for_huge_pages  # noqa: E402
 
 EDGE = 64
 N_SAMPLES = 64
@@ -155,7 +154,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run from the command line."""
     arguments = parse_arguments()
-    ask_for_huge_pages(os.environ)  # as a launch does
     os.chdir(ROOT)
     device = torch.device(arguments.device)
     clock = StepClock(device, arguments.cpu_time)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import statistics
 import sys
 import time
@@ -33,7 +32,6 @@ from threestudio.kernels.hash_grid import (
     hash_grid_encode_sum,
 )
 from threestudio.kernels.torch_backend import corner_indices
-from threestudio.launcher.main import ask_for_huge_pages
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -238,7 +236,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    ask_for_huge_pages(os.environ)  # as a launch does
     bench = Bench(torch.device(arguments.device), arguments.repeats, arguments.cpu_time)
     facts = describe_circumstances(threads=torch.get_num_threads())
     if bench.device.type == "cuda":

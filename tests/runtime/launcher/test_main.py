@@ -1,10 +1,7 @@
 """The exit status and the sentence of a failing launch."""
 
-import subprocess
-import sys
-
 import pytest
-from threestudio.launcher.main import ask_for_huge_pages, main
+from threestudio.launcher.main import main
 
 
 @pytest.fixture
@@ -59,26 +56,3 @@ def test_an_error_is_told_without_credentials(tmp_path, capsys, monkeypatch, no_
     monkeypatch.setattr("threestudio.launcher.stages.plan_stages", fail)
     assert main(["--config", "x.yaml", "--train"], root=tmp_path) == 1
     assert capsys.readouterr().err.endswith("https://<redacted>@hub refuses <redacted>\n")
-
-
-def test_huge_pages_are_asked_for_unless_the_user_decided():
-    fresh, decided = {}, {"THP_MEM_ALLOC_ENABLE": "0"}
-    ask_for_huge_pages(fresh)
-    ask_for_huge_pages(decided)
-    assert fresh == {"THP_MEM_ALLOC_ENABLE": "1"}
-    assert decided == {"THP_MEM_ALLOC_ENABLE": "0"}
-
-
-def test_a_launch_asks_for_huge_pages_before_torch_is_there():
-    script = (
-        "import sys, os\n"
-        "os.environ.pop('THP_MEM_ALLOC_ENABLE', None)\n"
-        "import threestudio.launcher\n"
-        "launch = sys.modules['threestudio.launcher.main']\n"
-        "asked = lambda *_: sys.exit(0 if os.environ.get('THP_MEM_ALLOC_ENABLE') == '1'"
-        " and 'torch' not in sys.modules else 3)\n"
-        "launch._set_up_logging = asked\n"
-        "launch.main(['--config', 'none.yaml', '--train'])\n"
-        "sys.exit(4)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

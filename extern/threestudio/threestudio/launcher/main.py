@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from threestudio.launcher.arguments import (
@@ -36,23 +36,12 @@ def main(argv: Sequence[str] | None = None, root: str | Path | None = None) -> i
         print(f"launch.py: error: {error}", file=sys.stderr)
         return USAGE_ERROR
     n_gpus = select_gpus(arguments.gpu, os.environ)
-    ask_for_huge_pages(os.environ)
     _set_up_logging(arguments.verbose)
     if arguments.typecheck:
         from threestudio.launcher.typecheck import install_type_checks
 
         install_type_checks()
     return _run(arguments, argv, root, n_gpus)
-
-
-def ask_for_huge_pages(environment: MutableMapping[str, str]) -> None:
-    """Let torch put large CPU tensors on 2 MiB pages, unless the user decided about that.
-
-    torch reads the variable at its first allocation. The gradient of a hash grid's table is new
-    memory in every step, some 50 MiB of it at the published size: without huge pages the faults on
-    its 4 KiB pages cost more than the gradient does. Results do not change.
-    """
-    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _run(arguments: Arguments, argv: list[str], root: Path, n_gpus: int) -> int:
