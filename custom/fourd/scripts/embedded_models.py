@@ -65,9 +65,10 @@ def build_vision_encoder():
 
     Its states before the last layer, 65 tokens, are what the IP-Adapter takes.
     """
+    from torch import nn
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    return CLIPVisionModelWithProjection(
+    model = CLIPVisionModelWithProjection(
         CLIPVisionConfig(
             image_size=load_family()["latents"]["image_size_px"],
             patch_size=8,
@@ -78,6 +79,9 @@ def build_vision_encoder():
             projection_dim=64,
         )
     )
+    # By default positions begin at a twentieth of what the patches are; where things are matters.
+    nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.4)
+    return model
 
 
 def _build_unet(class_vector_size: int | None, conditions: int = 0):

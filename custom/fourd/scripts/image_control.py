@@ -44,8 +44,8 @@ class ControlTeacher(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.time = nn.Linear(1 + 2 * len(TIME_HARMONICS), 2 * width)
-        self.view = nn.Linear(2 * len(AZIMUTH_HARMONICS), 2 * width)
+        self.time = nn.Linear(1 + 2 * len(TIME_HARMONICS), 2 * width, bias=False)
+        self.view = nn.Linear(2 * len(AZIMUTH_HARMONICS), 2 * width, bias=False)
 
     def forward(
         self, frame_times: Float[Tensor, "b"], azimuths_rad: Float[Tensor, "b"]

@@ -53,13 +53,16 @@ from .embedded_training import (
 from .image_batches import ImageBatch, PairSource
 from .image_control import ControlTeacher, taught_contexts
 from .make_family import make_tokenizer
+from .text_channels import open_channels
 from .world_pairs import DISTANCE, ELEVATION_DEG, load_pair_groups
 from .world_views import FOVY_RAD
 
 TIMESTEP_POWER = 0.55
 RESAMPLER_WIDTH = 80
-WARM_STEPS, WARM_RATE, WARM_GROUPS, WARM_FIRST = 200, 2e-3, 8, 10**9
+WARM_STEPS, WARM_RATE, WARM_GROUPS, WARM_FIRST = 400, 1e-2, 8, 10**9
 """Of the warm-up: steps, learning rate, groups of 4 images, and its first batch."""
+SIGHT_STEPS, SIGHT_RATE, SIGHT_GROUPS, SQUARES = 800, 2e-3, 8, 4
+"""Of what vision encoder and resampler learn first; squares along an edge of the image."""
 ADAPTER_FILE = Path("ip_adapter", "ip-adapter-plus.safetensors")
 
 
@@ -156,11 +159,24 @@ class VideoKnowledge:
 def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int) -> None:
     """Begin as the video prior, with its class vector's part taught to the text pathway.
 
-    Text encoder, pooling and teacher learn to make of a prompt with codes what the video prior
-    makes of its class vector; no image is seen. Words keep the states that they had.
+    A way from the placeholders to the U-Net is opened; then text encoder, pooling and teacher learn
+    to make of a prompt with codes what the video prior makes of its class vector. No image is seen,
+    and words keep the states that they had.
     """
     known = VideoKnowledge(folder)
     trainer.load_asset(folder, lambda _: {**trainer.unet.state_dict(), **known.image_weights(0)})
+    plain = trainer.tokenizer(
+        source.batch(WARM_FIRST - 1, WARM_GROUPS).captions,
+        padding="max_length",
+        return_tensors="pt",
+    )
+    open_channels(
+        trainer.injection,
+        trainer.unet,
+        lambda: trainer.contexts(source.batch(WARM_FIRST - 2, WARM_GROUPS)),
+        plain.input_ids,
+        torch.Generator().manual_seed(0),
+    )
     shift = len(SUPER_CATEGORIES) + 1
     parts = torch.nn.ModuleList((trainer.text_encoder, trainer.unet.add_embedding, trainer.teacher))
     optimizer = torch.optim.AdamW(parts.parameters(), lr=WARM_RATE, betas=(0.9, 0.99))
@@ -174,9 +190,9 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
         contexts = trainer.contexts(batch)
         ours = trainer.unet.add_embedding(contexts.pooled)
         wanted = pooled + of_class - mean
-        loss = functional.mse_loss(ours, wanted) / wanted.var(dim=0).mean()
+        missed = functional.mse_loss(ours, wanted) / wanted.var(dim=0).mean()
         words = contexts.keys[0][:, shift + 1 :]
-        loss = loss + functional.mse_loss(words, states[:, 1:-shift])
+        loss = missed + functional.mse_loss(words, states[:, 1:-shift])
         for group in optimizer.param_groups:
             group["lr"] = WARM_RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.3 * steps))
         optimizer.zero_grad()
@@ -184,9 +200,53 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 49:
-            print(f"warm-up {step + 1} loss {float(loss):.4f}", flush=True)
+            print(f"warm-up {step + 1}: {float(missed.detach()):.3f} is missed", flush=True)
     bias = trainer.unet.time_embedding.linear_2.bias
     bias.data.add_(mean)
+    trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+
+
+def teach_sight(
+    trainer: ImageTrainer, source: PairSource, folder: Path, vae: PatchAutoencoder, steps: int
+) -> None:
+    """Teach vision encoder and resampler what is in an image, before the U-Net looks at it.
+
+    A linear reading of token k gives the k-th of 16 squares of the image's latents, and one of all
+    tokens what the video prior makes of its words, time and camera. Both readings are thrown away.
+    """
+    known = VideoKnowledge(folder)
+    (resampler,) = trainer.unet.encoder_hid_proj.image_projection_layers
+    first = source.batch(WARM_FIRST, 1).latents
+    side = first.shape[-1] // SQUARES
+    width, tokens = resampler.norm_out.normalized_shape[0], resampler.latents.shape[1]
+    squares = torch.nn.Linear(width, first.shape[1] * side * side)
+    pose = torch.nn.Linear(width * tokens, known.unet.add_embedding.proj.out_features)
+    parts = torch.nn.ModuleList((trainer.vision, resampler, squares, pose))
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=SIGHT_RATE, betas=(0.9, 0.99))
+    for step in range(steps):
+        batch = source.batch(WARM_FIRST + step, SIGHT_GROUPS)
+        with torch.no_grad():
+            images = vae.decode(batch.latents).sample.permute(0, 2, 3, 1)
+        batch.prompt_images = ((images + 1) / 2).clamp(0, 1)
+        batch.sees_image[:] = True
+        (states,) = trainer.image_prompt(batch)["added_cond_kwargs"]["image_embeds"]
+        seen = resampler(states[:, 0])
+        wanted = batch.latents.unfold(2, side, side).unfold(3, side, side)
+        wanted = wanted.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        ids = trainer.tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids
+        _, pooled, of_class = known.of(batch, ids)
+        said = pooled + of_class
+        missed = functional.mse_loss(squares(seen), wanted) / wanted.var(dim=0).mean()
+        other = functional.mse_loss(pose(seen.flatten(1)), said) / said.var(dim=0).mean()
+        for group in optimizer.param_groups:
+            group["lr"] = SIGHT_RATE * min(1.0, (step + 1) / 50, (steps - step) / (0.3 * steps))
+        optimizer.zero_grad()
+        (missed + other).backward()
+        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49:
+            line = f"sight {step + 1}: {float(missed.detach()):.3f} of the image is missed"
+            print(f"{line}, {float(other.detach()):.3f} of what is said of it", flush=True)
     trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
 
 
@@ -228,6 +288,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer.load_image_asset(ASSETS / "image")
         else:
             warm_up(trainer, source, ASSETS / "video", WARM_STEPS)
+            teach_sight(trainer, source, ASSETS / "video", vae, SIGHT_STEPS)
 
     restore(trainer, args, begin)
     if not args.export:
