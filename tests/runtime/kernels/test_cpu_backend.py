@@ -49,6 +49,18 @@ def test_bits_of_a_point_do_not_depend_on_its_place(small_layout, draw):
         assert torch.equal(cpu_backend.encode(x[begin:end], params, layout), whole[begin:end])
 
 
+def test_the_gradient_of_a_table_of_published_size_is_whole(small_layout, draw):
+    """Such a gradient lies on huge pages where it can; entries up to both of its ends count."""
+    layout = small_layout(3, n_levels=14, log2_hashmap_size=19, per_level_scale=2.0)
+    assert layout.n_params * 4 > 32 * 2**20
+    x, grad = draw.uniform(300, 3).float(), draw.normal(300, layout.n_output_dims).float()
+    params = torch.zeros(layout.n_params, requires_grad=True)
+    (expected,) = torch.autograd.grad(torch_backend.encode(x, params, layout), params, grad)
+    for _ in range(2):  # the second one's memory may be the first one's
+        _, _, got = run(x, params, layout, grad)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("n_features", [1, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_other_feature_counts(small_layout, draw, n_features):
     layout = small_layout(3, n_features_per_level=n_features)
