@@ -57,9 +57,9 @@ class BatchSource(Protocol):
         """Batch `step`, a pure function of it and of the source's seed."""
 
 
-def _split_parameters(modules: torch.nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def split_parameters(modules: torch.nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Hidden matrices for Muon; embeddings, first and last layers, biases and norms for AdamW."""
-    outer = ("embed", "conv_in", "conv_out", "class_embedding", "latents", "teacher")
+    outer = ("embed", "conv_in", "conv_out", "class_embedding", "latents", "teacher", "reading")
     matrices, others = [], []
     for name, parameter in modules.named_parameters():
         is_hidden = parameter.ndim >= 2 and not any(word in name for word in outer)
@@ -100,7 +100,7 @@ class Trainer:
         )
         # Convolutions on the CPU are faster with channels last, by a tenth of a step.
         self.modules.to(self.device, memory_format=torch.channels_last)
-        matrices, others = _split_parameters(self.modules)
+        matrices, others = split_parameters(self.modules)
         groups = [{"params": others}]
         if class_rate_factor != 1.0:
             of_class = set(unet.class_embedding.parameters())
@@ -238,7 +238,7 @@ class Trainer:
         self.step_count = state["step"]
 
 
-def rate_scale(step: int, steps: int, warmup: int, decay: int) -> float:
+def rate_scale(step: int, steps: int, warmup: float, decay: float) -> float:
     """Warm-up, constant, linear decay to zero."""
     return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / decay))
 

@@ -52,8 +52,8 @@ class ControlTeacher(nn.Module):
     ) -> dict[str, Float[Tensor, "b two d"]]:
         """Base and bypass of each placeholder, at length 1."""
         turns = 2 * math.pi * frame_times
-        time = torch.cat((2 * frame_times[:, None] - 1, _harmonics(turns, TIME_HARMONICS)), dim=1)
-        view = _harmonics(azimuths_rad, AZIMUTH_HARMONICS)
+        time = torch.cat((2 * frame_times[:, None] - 1, harmonics(turns, TIME_HARMONICS)), dim=1)
+        view = harmonics(azimuths_rad, AZIMUTH_HARMONICS)
         return {
             TIME: unit_length(self.time(time).unflatten(1, (2, -1))),
             VIEW: unit_length(self.view(view).unflatten(1, (2, -1))),
@@ -101,6 +101,7 @@ def taught_contexts(
     )
 
 
-def _harmonics(angles: Float[Tensor, "b"], numbers: tuple[int, ...]) -> Float[Tensor, "b n"]:
+def harmonics(angles: Float[Tensor, "b"], numbers: tuple[int, ...]) -> Float[Tensor, "b n"]:
+    """Cosine and sine of multiples of angles in radians."""
     parts = [function(k * angles) for k in numbers for function in (torch.cos, torch.sin)]
     return torch.stack(parts, dim=1)

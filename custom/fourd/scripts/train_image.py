@@ -17,13 +17,14 @@ with one thread per core, as for `train_multiview`.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import ModuleList, functional
 
 from custom.fourd.diffusion.camera_vector import camera_and_time, with_words
 from custom.fourd.diffusion.ip_adapter import clip_pixels, image_arguments, load_ip_adapter
@@ -46,13 +47,17 @@ from .embedded_training import (
     committed_autoencoder,
     export,
     join_processes,
+    rate_scale,
     recipe_of,
     restore,
+    split_parameters,
     train,
 )
 from .image_batches import ImageBatch, PairSource
-from .image_control import ControlTeacher, taught_contexts
+from .image_control import ControlTeacher, harmonics, taught_contexts
+from .local_queries import look_at_squares
 from .make_family import make_tokenizer
+from .muon import Muon
 from .text_channels import open_channels
 from .world_pairs import DISTANCE, ELEVATION_DEG, load_pair_groups
 from .world_views import FOVY_RAD
@@ -61,8 +66,13 @@ TIMESTEP_POWER = 0.55
 RESAMPLER_WIDTH = 80
 WARM_STEPS, WARM_RATE, WARM_GROUPS, WARM_FIRST = 400, 1e-2, 8, 10**9
 """Of the warm-up: steps, learning rate, groups of 4 images, and its first batch."""
-SIGHT_STEPS, SIGHT_RATE, SIGHT_GROUPS, SQUARES = 800, 2e-3, 8, 4
-"""Of what vision encoder and resampler learn first; squares along an edge of the image."""
+SIGHT_STEPS, SIGHT_RATE, SIGHT_GROUPS, SQUARES, POSE_SHARE = 700, 7e-3, 8, 4, 0.3
+"""Of what vision encoder and resampler learn first; squares along an edge of the image; the weight
+of azimuth and time."""
+TOKEN_GAIN = 4.0
+"""Of the image tokens. A step of either optimizer moves weights by as much whatever comes in, so
+larger tokens make keys and values learn as many times faster: without it the U-Net does without
+its image prompt for thousands of steps."""
 ADAPTER_FILE = Path("ip_adapter", "ip-adapter-plus.safetensors")
 
 
@@ -207,22 +217,28 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
 
 
 def teach_sight(
-    trainer: ImageTrainer, source: PairSource, folder: Path, vae: PatchAutoencoder, steps: int
+    trainer: ImageTrainer, source: PairSource, vae: PatchAutoencoder, steps: int
 ) -> None:
     """Teach vision encoder and resampler what is in an image, before the U-Net looks at it.
 
     A linear reading of token k gives the k-th of 16 squares of the image's latents, and one of all
-    tokens what the video prior makes of its words, time and camera. Both readings are thrown away.
+    tokens the harmonics of azimuth and time. Both readings are thrown away.
     """
-    known = VideoKnowledge(folder)
     (resampler,) = trainer.unet.encoder_hid_proj.image_projection_layers
+    look_at_squares(trainer.vision, resampler)
     first = source.batch(WARM_FIRST, 1).latents
     side = first.shape[-1] // SQUARES
     width, tokens = resampler.norm_out.normalized_shape[0], resampler.latents.shape[1]
     squares = torch.nn.Linear(width, first.shape[1] * side * side)
-    pose = torch.nn.Linear(width * tokens, known.unet.add_embedding.proj.out_features)
-    parts = torch.nn.ModuleList((trainer.vision, resampler, squares, pose))
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=SIGHT_RATE, betas=(0.9, 0.99))
+    pose = torch.nn.Linear(width * tokens, 8)
+    parts = torch.nn.ModuleDict(
+        {"vision": trainer.vision, "resampler": resampler, "reading": ModuleList((squares, pose))}
+    )
+    matrices, others = split_parameters(parts)
+    optimizers = (
+        Muon(matrices, lr=SIGHT_RATE),
+        torch.optim.AdamW(others, lr=SIGHT_RATE, betas=(0.9, 0.99)),
+    )
     for step in range(steps):
         batch = source.batch(WARM_FIRST + step, SIGHT_GROUPS)
         with torch.no_grad():
@@ -233,20 +249,23 @@ def teach_sight(
         seen = resampler(states[:, 0])
         wanted = batch.latents.unfold(2, side, side).unfold(3, side, side)
         wanted = wanted.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-        ids = trainer.tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids
-        _, pooled, of_class = known.of(batch, ids)
-        said = pooled + of_class
+        angles = (torch.deg2rad(batch.azimuths_deg), 2 * math.pi * batch.frame_times)
+        said = torch.cat([harmonics(angle, (1, 2)) for angle in angles], dim=1)
         missed = functional.mse_loss(squares(seen), wanted) / wanted.var(dim=0).mean()
-        other = functional.mse_loss(pose(seen.flatten(1)), said) / said.var(dim=0).mean()
-        for group in optimizer.param_groups:
-            group["lr"] = SIGHT_RATE * min(1.0, (step + 1) / 50, (steps - step) / (0.3 * steps))
-        optimizer.zero_grad()
-        (missed + other).backward()
+        other = functional.mse_loss(pose(seen.flatten(1)), said) / 0.5
+        parts.zero_grad()
+        (missed + POSE_SHARE * other).backward()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = SIGHT_RATE * rate_scale(step, steps, 30, 0.3 * steps)
+            optimizer.step()
         if step % 50 == 49:
             line = f"sight {step + 1}: {float(missed.detach()):.3f} of the image is missed"
-            print(f"{line}, {float(other.detach()):.3f} of what is said of it", flush=True)
+            print(f"{line}, {float(other.detach()):.3f} of azimuth and time", flush=True)
+    with torch.no_grad():
+        resampler.norm_out.weight.mul_(TOKEN_GAIN)
+        resampler.norm_out.bias.mul_(TOKEN_GAIN)
     trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
 
 
@@ -288,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer.load_image_asset(ASSETS / "image")
         else:
             warm_up(trainer, source, ASSETS / "video", WARM_STEPS)
-            teach_sight(trainer, source, ASSETS / "video", vae, SIGHT_STEPS)
+            teach_sight(trainer, source, vae, SIGHT_STEPS)
 
     restore(trainer, args, begin)
     if not args.export:

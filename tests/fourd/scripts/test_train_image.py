@@ -25,6 +25,7 @@ from custom.fourd.scripts.train_image import (
     VideoKnowledge,
     export_image,
     main,
+    teach_sight,
     warm_up,
 )
 from custom.fourd.scripts.world_pairs import render_pair_groups
@@ -73,6 +74,16 @@ def test_it_begins_as_the_video_prior_at_its_mean_class(trainer, knowledge):
         expected = old(noisy, 500, text, class_labels=torch.zeros(2, VIDEO_VECTOR_SIZE)).sample
         got = trainer.unet(noisy, 500, text, **image_arguments(states)).sample
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_sight_is_taught_to_the_vision_side_alone(trainer, source, vae, capsys):
+    before = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+    teach_sight(trainer, source, vae, 50)
+    assert float(capsys.readouterr().out.split()[2]) < 0.95  # 1: no more than the mean
+    for name, value in trainer.modules.state_dict().items():
+        if not name.startswith(("vision.", "unet.encoder_hid_proj.")):
+            assert torch.equal(value, before[name])
+        assert torch.equal(value, trainer.ema[name])
 
 
 def test_the_warm_up_teaches_the_text_what_the_class_vector_said(trainer, source, knowledge):
