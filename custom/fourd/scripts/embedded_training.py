@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from .embedded_models import ASSETS, build_scheduler, build_text_encoder, write_
 from .make_family import make_tokenizer
 from .muon import Muon
 
+Part = TypeVar("Part")
 TIMESTEP_POWER = 0.55
 WEIGHT_DECAY = 0.01
 
@@ -363,12 +364,49 @@ def train(
             saved = time.monotonic()
 
 
-def join_processes() -> tuple[int, int]:
-    """Rank and number of processes; those of torchrun talk through gloo."""
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1:
+def start(
+    argv: list[str] | None, description: str, name: str, steps: int, decay_steps: int
+) -> argparse.Namespace:
+    """Read the command line, join the other processes and seed torch's global generator."""
+    args = argument_parser(description, name, steps, decay_steps).parse_args(argv)
+    if place_among_processes()[1] > 1:
         dist.init_process_group("gloo")
-    return rank, ranks
+    torch.manual_seed(args.seed)
+    return args
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Rank and number of processes, as torchrun says."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rendered(work: Path, kind: str, load: Callable[[Path], Part], script: str) -> list[Part]:
+    """What `script` rendered into the work folder.
+
+    Raises:
+        SystemExit: there is nothing.
+    """
+    parts = [load(path) for path in sorted(work.glob(f"{kind}_*.pt"))]
+    if not parts:
+        raise SystemExit(f"no {kind}_*.pt in {work}; run custom.fourd.scripts.{script} first.")
+    return parts
+
+
+def train_or_export(
+    trainer: Trainer,
+    source: BatchSource,
+    args: argparse.Namespace,
+    begin: Callable[[Trainer], None],
+    write: Callable[[dict], Path],
+    script: str,
+) -> int:
+    """Continue the training, or hand `write` the recipe of what stands; return the exit status."""
+    restore(trainer, args, begin)
+    if args.export:
+        print(write(recipe_of(trainer, args, script)))
+    else:
+        train(trainer, source, args, *place_among_processes())
+    return 0
 
 
 def recipe_of(trainer: Trainer, args: argparse.Namespace, script: str) -> dict:

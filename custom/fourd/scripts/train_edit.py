@@ -14,6 +14,7 @@ one; on a CPU use one process with one thread per core, as for `train_multiview`
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,13 +27,11 @@ from .embedded_models import ASSETS, EDIT_FACTS, build_edit_unet
 from .embedded_training import (
     Batch,
     Trainer,
-    argument_parser,
     committed_autoencoder,
     export,
-    join_processes,
-    recipe_of,
-    restore,
-    train,
+    rendered,
+    start,
+    train_or_export,
 )
 from .world_edits import (
     ANCHORED_LOOK_EDITS,
@@ -113,13 +112,8 @@ def edit_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = argument_parser(__doc__, "edit", steps=6000, decay_steps=1500).parse_args(argv)
-    rank, ranks = join_processes()
-    torch.manual_seed(args.seed)
-    groups = [load_edit_groups(path) for path in sorted(args.work.glob("edits_*.pt"))]
-    if not groups:
-        print(f"no edits_*.pt in {args.work}; run custom.fourd.scripts.render_edits first.")
-        return 1
+    args = start(argv, __doc__, "edit", steps=6000, decay_steps=1500)
+    groups = rendered(args.work, "edits", load_edit_groups, "render_edits")
     vae = committed_autoencoder()
     trainer = Trainer(build_edit_unet(), args.rate, args.ema, timestep_power=TIMESTEP_POWER)
 
@@ -129,14 +123,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             fresh.load_asset(ASSETS / "multiview", edit_weights)
 
-    restore(trainer, args, begin)
-    if not args.export:
-        train(trainer, EditSource(groups, vae, args.seed), args, rank, ranks)
-        return 0
-    recipe = recipe_of(trainer, args, "train_edit")
+    source = EditSource(groups, vae, args.seed)
     pipeline = "StableDiffusionInstructPix2PixPipeline"
-    print(export(trainer, vae, "edit", EDIT_FACTS, recipe, pipeline=pipeline))
-    return 0
+    write = partial(export, trainer, vae, "edit", EDIT_FACTS, pipeline=pipeline)
+    return train_or_export(trainer, source, args, begin, write, "train_edit")
 
 
 if __name__ == "__main__":

@@ -43,15 +43,13 @@ from .adapter_weights import (
 from .embedded_models import ASSETS, IMAGE_FACTS, build_image_unet, build_vision_encoder
 from .embedded_training import (
     Trainer,
-    argument_parser,
     committed_autoencoder,
     export,
-    join_processes,
     rate_scale,
-    recipe_of,
-    restore,
+    rendered,
     split_parameters,
-    train,
+    start,
+    train_or_export,
 )
 from .image_batches import ImageBatch, PairSource
 from .image_control import ControlTeacher, harmonics, taught_contexts
@@ -73,6 +71,10 @@ TOKEN_GAIN = 4.0
 """Of the image tokens. A step of either optimizer moves weights by as much whatever comes in, so
 larger tokens make keys and values learn as many times faster: without it the U-Net does without
 its image prompt for thousands of steps."""
+NOTE = (
+    "Started from the video prior. While it was trained, codes of time and azimuth stood in the "
+    "placeholders of its prompts; what made them is not part of it."
+)
 ADAPTER_FILE = Path("ip_adapter", "ip-adapter-plus.safetensors")
 
 
@@ -291,13 +293,8 @@ def export_image(
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = argument_parser(__doc__, "image", steps=6000, decay_steps=1500).parse_args(argv)
-    rank, ranks = join_processes()
-    torch.manual_seed(args.seed)
-    groups = [load_pair_groups(path) for path in sorted(args.work.glob("pairs_*.pt"))]
-    if not groups:
-        print(f"no pairs_*.pt in {args.work}; run custom.fourd.scripts.render_pairs first.")
-        return 1
+    args = start(argv, __doc__, "image", steps=6000, decay_steps=1500)
+    groups = rendered(args.work, "pairs", load_pair_groups, "render_pairs")
     vae = committed_autoencoder()
     source = PairSource(groups, vae, args.seed)
     trainer = ImageTrainer(args.rate, args.ema)
@@ -309,17 +306,10 @@ def main(argv: list[str] | None = None) -> int:
             warm_up(trainer, source, ASSETS / "video", WARM_STEPS)
             teach_sight(trainer, source, vae, SIGHT_STEPS)
 
-    restore(trainer, args, begin)
-    if not args.export:
-        train(trainer, source, args, rank, ranks)
-        return 0
-    recipe = recipe_of(trainer, args, "train_image")
-    note = (
-        "Started from the video prior. While it was trained, codes of time and azimuth stood in "
-        "the placeholders of its prompts; what made them is not part of it."
-    )
-    print(export_image(trainer, vae, {**recipe, "note": note}))
-    return 0
+    def write(recipe: dict) -> Path:
+        return export_image(trainer, vae, {**recipe, "note": NOTE})
+
+    return train_or_export(trainer, source, args, begin, write, "train_image")
 
 
 if __name__ == "__main__":

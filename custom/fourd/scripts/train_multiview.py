@@ -18,6 +18,7 @@ many threads:
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,13 +30,11 @@ from .embedded_models import ASSETS, MULTIVIEW_FACTS, build_multiview_unet
 from .embedded_training import (
     Batch,
     Trainer,
-    argument_parser,
     committed_autoencoder,
     export,
-    join_processes,
-    recipe_of,
-    restore,
-    train,
+    rendered,
+    start,
+    train_or_export,
 )
 from .world_views import (
     FOVY_RAD,
@@ -127,13 +126,8 @@ def family_autoencoder(groups: list[ViewGroups], assets: Path = ASSETS) -> Patch
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = argument_parser(__doc__, "multiview", steps=12000, decay_steps=2500).parse_args(argv)
-    rank, ranks = join_processes()
-    torch.manual_seed(args.seed)
-    groups = [load_groups(path) for path in sorted(args.work.glob("views_*.pt"))]
-    if not groups:
-        print(f"no views_*.pt in {args.work}; run custom.fourd.scripts.render_views first.")
-        return 1
+    args = start(argv, __doc__, "multiview", steps=12000, decay_steps=2500)
+    groups = rendered(args.work, "views", load_groups, "render_views")
     vae = family_autoencoder(groups)
     trainer = Trainer(build_multiview_unet(), args.rate, args.ema)
 
@@ -141,13 +135,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.from_asset:
             fresh.load_asset(ASSETS / "multiview")
 
-    restore(trainer, args, begin)
-    if not args.export:
-        train(trainer, ViewSource(groups, vae, args.seed), args, rank, ranks)
-        return 0
-    recipe = recipe_of(trainer, args, "train_multiview")
-    print(export(trainer, vae, "multiview", MULTIVIEW_FACTS, recipe))
-    return 0
+    source = ViewSource(groups, vae, args.seed)
+    write = partial(export, trainer, vae, "multiview", MULTIVIEW_FACTS)
+    return train_or_export(trainer, source, args, begin, write, "train_multiview")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ one; on a CPU use one process with one thread per core, as for `train_multiview`
 from __future__ import annotations
 
 import sys
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -28,13 +28,11 @@ from .embedded_models import ASSETS, VIDEO_FACTS, build_video_unet
 from .embedded_training import (
     Batch,
     Trainer,
-    argument_parser,
     committed_autoencoder,
     export,
-    join_processes,
-    recipe_of,
-    restore,
-    train,
+    rendered,
+    start,
+    train_or_export,
 )
 from .world_clips import NUM_FRAMES, WorldClips, load_clips, recolour_clip
 from .world_views import FOVY_RAD, chance, colour_views, draw_backgrounds, say
@@ -127,13 +125,8 @@ def _draw_length(generator: torch.Generator) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = argument_parser(__doc__, "video", steps=6000, decay_steps=1500).parse_args(argv)
-    rank, ranks = join_processes()
-    torch.manual_seed(args.seed)
-    clips = [load_clips(path) for path in sorted(args.work.glob("clips_*.pt"))]
-    if not clips:
-        print(f"no clips_*.pt in {args.work}; run custom.fourd.scripts.render_clips first.")
-        return 1
+    args = start(argv, __doc__, "video", steps=6000, decay_steps=1500)
+    clips = rendered(args.work, "clips", load_clips, "render_clips")
     vae = committed_autoencoder()
     trainer = Trainer(
         build_video_unet(),
@@ -148,12 +141,9 @@ def main(argv: list[str] | None = None) -> int:
     def begin(fresh: Trainer) -> None:
         fresh.load_asset(ASSETS / ("video" if args.from_asset else "multiview"))
 
-    restore(trainer, args, begin)
-    if not args.export:
-        train(trainer, ClipSource(clips, vae, args.seed), args, rank, ranks)
-        return 0
-    print(export(trainer, vae, "video", VIDEO_FACTS, recipe_of(trainer, args, "train_video")))
-    return 0
+    source = ClipSource(clips, vae, args.seed)
+    write = partial(export, trainer, vae, "video", VIDEO_FACTS)
+    return train_or_export(trainer, source, args, begin, write, "train_video")
 
 
 if __name__ == "__main__":

@@ -202,6 +202,6 @@ def test_a_run_that_is_cut_ends_where_a_whole_one_does(tmp_path, monkeypatch, kn
         assert torch.equal(value, cut_one["model"][name]), name
 
 
-def test_the_command_needs_pairs(tmp_path, capsys):
-    assert main(["--work", str(tmp_path)]) == 1
-    assert "run custom.fourd.scripts.render_pairs first" in capsys.readouterr().out
+def test_the_command_needs_pairs(tmp_path):
+    with pytest.raises(SystemExit, match="run custom.fourd.scripts.render_pairs first"):
+        main(["--work", str(tmp_path)])

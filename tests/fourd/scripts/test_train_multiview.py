@@ -85,9 +85,9 @@ def test_the_shares_of_the_kinds():
     assert float((draws < 0.50).float().mean()) == pytest.approx(0.50, abs=0.056)
 
 
-def test_the_command_needs_views(tmp_path, capsys):
-    assert main(["--work", str(tmp_path)]) == 1
-    assert "run custom.fourd.scripts.render_views first" in capsys.readouterr().out
+def test_the_command_needs_views(tmp_path):
+    with pytest.raises(SystemExit, match="run custom.fourd.scripts.render_views first"):
+        main(["--work", str(tmp_path)])
 
 
 # What is committed

@@ -111,6 +111,6 @@ def test_the_text_encoder_is_taught_how_much_spins_by_hand():
     assert float(spin_loss(captions, states)) == pytest.approx(SPIN_LOSS_WEIGHT * expected)
 
 
-def test_the_command_needs_clips(tmp_path, capsys):
-    assert main(["--work", str(tmp_path)]) == 1
-    assert "run custom.fourd.scripts.render_clips first" in capsys.readouterr().out
+def test_the_command_needs_clips(tmp_path):
+    with pytest.raises(SystemExit, match="run custom.fourd.scripts.render_clips first"):
+        main(["--work", str(tmp_path)])
