@@ -210,3 +210,36 @@ def test_the_edit_asset_follows_an_instruction():
     latents = denoiser.denoise(inputs, trailing_timesteps(1000, 6), (1.5, 1.0), 3)
     edited = (prior.autoencoder.decode(latents).sample.movedim(1, -1) * 0.5 + 0.5).clamp(0, 1)
     assert float(psnr(edited, truth)) > float(psnr(before, truth)) + 3
+
+
+def test_the_image_asset_sees_its_image_prompt():
+    """Nothing but the prompt image tells the background: that of a dark one is darker."""
+    from custom.fourd.diffusion.image_prior import load_image_prior
+    from custom.fourd.mappers.control_sampling import SamplingOptions, sample_controlled
+    from custom.fourd.mappers.controlled_prior import ControlledPrior
+    from custom.fourd.ops.camera import camera_from_orbit
+    from custom.fourd.world.grammar import parse_caption
+    from custom.fourd.world.render import render
+
+    asset("image")
+    caption, greys = "a large red cube", torch.tensor([1.0, 0.3, 1.0, 0.3])
+    pose = camera_from_orbit(*(torch.tensor([value]) for value in (15.0, 20.0, 3.0)))
+    shown = render(parse_caption(caption), pose, torch.tensor([0.7]), 64, 64)
+    images = shown.rgb.repeat(4, 1, 1, 1)
+    images[:, (shown.rgb[0] == 1).all(dim=-1)] = greys.view(4, 1, 1)
+    adapter = {
+        "weights": "embedded://image/ip_adapter/ip-adapter-plus.safetensors",
+        "image_encoder": "embedded://image",
+        "scale": 1.0,
+    }
+    model = ControlledPrior(load_image_prior("embedded://image"), adapter)
+    noise = torch.randn((2, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    noise = noise.repeat_interleave(2, dim=0)
+    batch = {"cond_rgb": images, "camera_a": None}
+    options = SamplingOptions(4, 1.0, 1.0)
+    made = sample_controlled(model, batch, [caption] * 4, noise, None, options=options)
+    corners = made[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean(dim=(1, 2))
+    assert (corners[greys == 1] > 0.85).all(), corners
+    assert (corners[greys == 1] - corners[greys < 1] > 0.25).all(), corners
+    red = made[:, 26:38, 26:38].mean(dim=(1, 2))
+    assert (red[:, 0] > 2 * red[:, 1:].amax(dim=1)).all(), red
