@@ -196,7 +196,8 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
     for step in range(steps):
         batch = source.batch(WARM_FIRST + step, WARM_GROUPS)
         tokens = trainer.tokenizer(batch.captions, padding="max_length", return_tensors="pt")
-        states, pooled, of_class = known.of(batch, tokens.input_ids)
+        knowledge = known.of(batch, tokens.input_ids)
+        states, pooled, of_class = (part.to(trainer.device) for part in knowledge)
         if step == 0:
             mean = of_class.mean(dim=0)
         contexts = trainer.contexts(batch)
@@ -233,8 +234,9 @@ def teach_sight(
     width, tokens = resampler.norm_out.normalized_shape[0], resampler.latents.shape[1]
     squares = torch.nn.Linear(width, first.shape[1] * side * side)
     pose = torch.nn.Linear(width * tokens, 8)
+    reading = ModuleList((squares, pose)).to(trainer.device)
     parts = torch.nn.ModuleDict(
-        {"vision": trainer.vision, "resampler": resampler, "reading": ModuleList((squares, pose))}
+        {"vision": trainer.vision, "resampler": resampler, "reading": reading}
     )
     matrices, others = split_parameters(parts)
     optimizers = (
@@ -250,9 +252,9 @@ def teach_sight(
         (states,) = trainer.image_prompt(batch)["added_cond_kwargs"]["image_embeds"]
         seen = resampler(states[:, 0])
         wanted = batch.latents.unfold(2, side, side).unfold(3, side, side)
-        wanted = wanted.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+        wanted = wanted.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2).to(trainer.device)
         angles = (torch.deg2rad(batch.azimuths_deg), 2 * math.pi * batch.frame_times)
-        said = torch.cat([harmonics(angle, (1, 2)) for angle in angles], dim=1)
+        said = torch.cat([harmonics(angle, (1, 2)) for angle in angles], dim=1).to(trainer.device)
         missed = functional.mse_loss(squares(seen), wanted) / wanted.var(dim=0).mean()
         other = functional.mse_loss(pose(seen.flatten(1)), said) / 0.5
         parts.zero_grad()
