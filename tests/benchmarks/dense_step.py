@@ -9,7 +9,7 @@ renderer are those that training uses. On the CPU the floor is bare loops over t
 addresses of these points: gather for the forward pass, read-add-write for the backward pass, of
 both grids; floor and step run in turn, and the ratio is that of each pair. `--cpu-time` counts the
 time that the process itself was running, for one thread on a busy machine. `--write` stores the
-report under tests/benchmarks/results/.
+report under tests/benchmarks/results/, `--json` stores it where `kernel_bounds.py` wants it.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cpu-time", action="store_true", help="count process time, not wall time")
     parser.add_argument("--write", action="store_true", help="store the report under results/")
+    parser.add_argument("--json", type=Path, help="also store its figures in this file")
     return parser.parse_args()
 
 
@@ -192,9 +193,12 @@ def main() -> None:
         )
     text = "\n".join(lines) + "\n"
     print(text)
+    figures = json.dumps(report, indent=1) + "\n"
+    if arguments.json:
+        arguments.json.write_text(figures, encoding="utf-8")
     if arguments.write:
         RESULTS.mkdir(exist_ok=True)
-        for suffix, content in (("md", text), ("json", json.dumps(report, indent=1) + "\n")):
+        for suffix, content in (("md", text), ("json", figures)):
             result_path(f"dense_step_{device.type}", suffix).write_text(content, encoding="utf-8")
 
 

@@ -9,7 +9,8 @@ over the very addresses that a kernel visits, in turn with it: the ratio to the 
 over the rounds. The twin, which fills gigabytes, has rounds of its own. On any device the ceiling
 is the rate of a plain copy. Useful bytes count the table entries alone: read once forward, read and
 written once in the gradient to the table. `--cpu-time` counts the time that the process itself was
-running, for one thread on a busy CPU. `--write` stores the report under tests/benchmarks/results/.
+running, for one thread on a busy CPU. `--write` stores the report under tests/benchmarks/results/,
+`--json` stores it where `kernel_bounds.py` wants it.
 """
 
 from __future__ import annotations
@@ -231,6 +232,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--cpu-time", action="store_true", help="count process time, not wall time")
     parser.add_argument("--write", action="store_true", help="store the report under results/")
+    parser.add_argument("--json", type=Path, help="also store its figures in this file")
     return parser.parse_args()
 
 
@@ -251,11 +253,13 @@ def main() -> None:
             print("\n".join(as_table(rows[-1:])[2:]), file=sys.stderr, flush=True)
     text = "\n".join(["# Hash grid back ends", "", *as_lines(facts), "", *as_table(rows)]) + "\n"
     print(text)
+    report = json.dumps({**facts, "rows": rows}, indent=1) + "\n"
+    if arguments.json:
+        arguments.json.write_text(report, encoding="utf-8")
     if arguments.write:
         name = f"hash_grid_{bench.device.type}"
         result_path(name, "md").write_text(text, encoding="utf-8")
-        report = json.dumps({**facts, "rows": rows}, indent=1)
-        result_path(name, "json").write_text(report + "\n", encoding="utf-8")
+        result_path(name, "json").write_text(report, encoding="utf-8")
 
 
 if __name__ == "__main__":
