@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from threestudio.kernels import cpu_backend, torch_backend
+from threestudio.kernels import cpu_backend, grid_autograd, torch_backend
+from threestudio.kernels.hash_grid import hash_grid_encode_sum
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,107 @@ def test_third_derivatives_are_refused(small_layout, draw):
 
 def test_a_library_of_another_case_is_refused(small_layout, draw, monkeypatch):
     three, four = small_layout(3), small_layout(4)
-    library = cpu_backend._library_for(three, torch.float64)
+    library = cpu_backend._library_for((three,), torch.float64)
     monkeypatch.setattr(cpu_backend, "_library_for", lambda *_: library)
     with pytest.raises(RuntimeError, match="the library is of another case"):
         cpu_backend.encode(draw.uniform(2, 4), draw.normal(four.n_params), four)
+
+
+@pytest.fixture
+def summed(small_layout, draw):
+    """Layouts and tables of a 3D and a 4D grid, and points, some of them outside [0, 1]."""
+    layouts = small_layout(3), small_layout(4)
+    tables = [draw.normal(layout.n_params) for layout in layouts]
+    return layouts, tables, 1.2 * draw.uniform(2100, 4) - 0.1
+
+
+def gradients_of_sum(encode, x, tables, layouts, grad):
+    x, *tables = (each.detach().requires_grad_() for each in (x, *tables))
+    features = encode(x, tables, layouts)
+    return features.detach(), *torch.autograd.grad(features, (x, *tables), grad)
+
+
+@pytest.mark.parametrize("n_points", [0, 1, 64, 65, 2100])
+def test_a_sum_of_grids_equals_the_twins(summed, draw, n_points):
+    layouts, tables, x = summed
+    grad = draw.normal(n_points, layouts[0].n_output_dims)
+    for actual, wanted in zip(
+        gradients_of_sum(cpu_backend.encode_sum, x[:n_points], tables, layouts, grad),
+        gradients_of_sum(grid_autograd.sum_of_twins, x[:n_points], tables, layouts, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_a_sum_has_the_bits_of_its_parts_on_any_number_of_threads(summed, draw, restore_threads):
+    layouts, tables, x = summed
+    tables, x = [table.float() for table in tables], x.float()
+    grad = draw.normal(len(x), layouts[0].n_output_dims).float()
+    parts = [
+        run(x[:, : layout.n_input_dims], table, layout, grad)
+        for layout, table in zip(layouts, tables, strict=True)
+    ]
+    for n_threads in (1, 2, 5):
+        torch.set_num_threads(n_threads)
+        features, _, *of_tables = gradients_of_sum(
+            cpu_backend.encode_sum, x, tables, layouts, grad
+        )
+        assert torch.equal(features, parts[0][0] + parts[1][0])
+        for actual, (_, _, expected) in zip(of_tables, parts, strict=True):
+            assert torch.equal(actual, expected)
+
+
+def test_a_frozen_part_of_a_sum_gets_no_gradient(summed):
+    layouts, (static, dynamic), x = summed
+    dynamic.requires_grad_()
+    cpu_backend.encode_sum(x, (static, dynamic), layouts).sum().backward()
+    assert static.grad is None and dynamic.grad.abs().sum() > 0
+
+
+def test_second_derivatives_of_a_sum_equal_the_twins(summed):
+    layouts, tables, x = summed
+    results = []
+    for encode in (cpu_backend.encode_sum, grid_autograd.sum_of_twins):
+        points, *leaves = (each.detach().requires_grad_() for each in (x[:40], *tables))
+        features = encode(points, leaves, layouts)
+        (normal,) = torch.autograd.grad((features**2).sum(), points, create_graph=True)
+        loss = ((normal.norm(dim=-1) - 1) ** 2).mean()
+        results.append(torch.autograd.grad(loss, (points, *leaves)))
+    for actual, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_two_grids_are_one_call_where_they_can_be(summed, monkeypatch):
+    layouts, tables, x = summed
+    called = []
+    together = cpu_backend.encode_sum
+    monkeypatch.setattr(
+        cpu_backend, "encode_sum", lambda *args: called.append(1) or together(*args)
+    )
+    hash_grid_encode_sum(x[:, :3], x, *tables, *layouts)
+    assert called == [1]
+    monkeypatch.setattr(cpu_backend, "has_sum", lambda *_: False)
+    alone = hash_grid_encode_sum(x[:, :3], x, *tables, *layouts)
+    assert called == [1], "without its build, one after the other"
+    assert torch.equal(alone, together(x, tables, layouts))
+
+
+def test_unequal_numbers_of_levels_are_refused_by_the_kernel(small_layout, draw):
+    layouts = small_layout(3), small_layout(4, n_levels=5)
+    tables = [draw.normal(layout.n_params) for layout in layouts]
+    with pytest.raises(RuntimeError, match="the library is of another case"):
+        cpu_backend.encode_sum(draw.uniform(3, 4), tables, layouts)
+
+
+def test_coordinates_at_the_limit_and_beyond(small_layout, draw):
+    """Beyond 2^30 cells a coordinate stays where it is and has no slope; a NaN gives NaN."""
+    layout = small_layout(3)
+    params = draw.normal(layout.n_params)
+    x = draw.uniform(6, 3)
+    x[0, 0], x[1, 1], x[2, 2], x[3, 0], x[4, 1] = 1e12, -1e12, float("inf"), float("nan"), -0.0
+    x.requires_grad_()
+    features = cpu_backend.encode(x, params, layout)
+    (grad,) = torch.autograd.grad(features.sum(), x)
+    assert grad[0, 0] == 0 and grad[1, 1] == 0 and grad[2, 2] == 0
+    assert grad[0, 1:].abs().min() > 0
+    assert features[3].isnan().all() and features[[0, 1, 2, 4, 5]].isfinite().all()

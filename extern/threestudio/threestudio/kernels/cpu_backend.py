@@ -1,6 +1,6 @@
 """The compiled CPU back end: one C++17 file, built on first use, called through ctypes.
 
-`encode` is differentiable twice: forward and first derivatives run in C++, derivatives of the first
+`encode` and `encode_sum` are differentiable twice: forward and first derivatives run in C++, derivatives of the first
 derivatives are routed to the PyTorch twin. The number of threads is ``torch.get_num_threads()`` and
 changes nothing in the results, bit for bit.
 """
@@ -48,25 +48,28 @@ class _Library:
 
 
 @functools.cache
-def _library(dtype: torch.dtype, n_input_dims: int, n_features: int) -> _Library:
+def _library(dtype: torch.dtype, n_input_dims: int, n_features: int, sums: bool) -> _Library:
     """Builds and loads one case; a failure is remembered as long as the process lives."""
     macros = {
         "GRID_REAL": _REALS[dtype],
         "GRID_DIMS": n_input_dims,
         "GRID_FEATURES": n_features,
+        "GRID_SUM": int(sums),
     }
     try:
         handle = ctypes.CDLL(str(native_build.build(SOURCE, macros)))
     except (native_build.BuildError, OSError) as error:
         return _Library(reason=str(error))
     forward, backward = handle.hash_grid_forward, handle.hash_grid_backward
-    forward.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_int32]
-    backward.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_int64, ctypes.c_int32]
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    forward.argtypes = [pointer, number, *[pointer] * 3, size, number]
+    backward.argtypes = [pointer, number, *[pointer] * 5, size, number]
     return _Library(forward, backward)
 
 
-def _library_for(layout: GridLayout, dtype: torch.dtype) -> _Library:
-    return _library(dtype, layout.n_input_dims, layout.n_features_per_level)
+def _library_for(layouts: tuple[GridLayout, ...], dtype: torch.dtype) -> _Library:
+    last = layouts[-1]
+    return _library(dtype, last.n_input_dims, last.n_features_per_level, len(layouts) > 1)
 
 
 def is_available(layout: GridLayout, dtype: torch.dtype = torch.float32) -> bool:
@@ -76,7 +79,12 @@ def is_available(layout: GridLayout, dtype: torch.dtype = torch.float32) -> bool
 
 def unavailable_reason(layout: GridLayout, dtype: torch.dtype = torch.float32) -> str:
     """Why `is_available` is false, as one sentence; empty where it is true."""
-    return _library_for(layout, dtype).reason
+    return _library_for((layout,), dtype).reason
+
+
+def has_sum(layouts: Sequence[GridLayout], dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the kernel of `encode_sum` is built and loaded for a 3D and a 4D grid."""
+    return not _library_for(tuple(layouts), dtype).reason
 
 
 @functools.lru_cache(maxsize=64)
@@ -93,22 +101,32 @@ def _c_layout(layout: GridLayout) -> _CLayout:
     )
 
 
-def _call(name: str, layout: GridLayout, tensors: tuple[Tensor | None, ...], dtype) -> None:
-    function = getattr(_library_for(layout, dtype), name)
-    first = tensors[0]
-    assert first is not None
-    pointers = (None if each is None else each.data_ptr() for each in tensors)
-    status = function(
-        ctypes.addressof(_c_layout(layout)), *pointers, first.shape[0], torch.get_num_threads()
+def _addresses(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(
+        *(None if each is None else each.data_ptr() for each in tensors)
     )
+
+
+def _layouts_at(layouts: tuple[GridLayout, ...]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(layouts))(
+        *(ctypes.addressof(_c_layout(layout)) for layout in layouts)
+    )
+
+
+def _check(status: int) -> None:
     if status:
         raise RuntimeError(f"The compiled hash grid failed: {_STATUS.get(status, status)}.")
 
 
 def _forward(x: Tensor, tables: Sequence[Tensor], layouts: tuple[GridLayout, ...]) -> Tensor:
-    (params,), (layout,) = tables, layouts
-    features = params.new_empty((x.shape[0], layout.n_output_dims))
-    _call("forward", layout, (x, params, features), params.dtype)
+    library = _library_for(layouts, tables[0].dtype)
+    features = tables[0].new_empty((x.shape[0], layouts[0].n_output_dims))
+    _check(
+        library.forward(
+            _layouts_at(layouts), len(layouts), x.data_ptr(), _addresses(tables),
+            features.data_ptr(), x.shape[0], torch.get_num_threads(),
+        )
+    )  # fmt: skip
     return features
 
 
@@ -118,15 +136,24 @@ def _backward(
     tables: Sequence[Tensor],
     layouts: tuple[GridLayout, ...],
     needs: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to positions and table; each is None unless needed."""
-    (params,), (layout,) = tables, layouts
+) -> tuple[Tensor | None, ...]:
+    """Gradients to positions and tables; each is None unless needed."""
+    library = _library_for(layouts, tables[0].dtype)
     grad_x = torch.empty_like(x) if needs[0] else None
-    grad_params = torch.empty_like(params) if needs[1] else None
-    if needs[0] or needs[1]:
-        tensors = (x, params, grad.contiguous(), grad_x, grad_params)
-        _call("backward", layout, tensors, params.dtype)
-    return grad_x, grad_params
+    grad_tables = [
+        torch.empty_like(table) if need else None
+        for table, need in zip(tables, needs[1:], strict=True)
+    ]
+    if any(needs):
+        grad = grad.contiguous()
+        _check(
+            library.backward(
+                _layouts_at(layouts), len(layouts), x.data_ptr(), _addresses(tables),
+                grad.data_ptr(), None if grad_x is None else grad_x.data_ptr(),
+                _addresses(grad_tables), x.shape[0], torch.get_num_threads(),
+            )
+        )  # fmt: skip
+    return grad_x, *grad_tables
 
 
 _differentiable = grid_autograd.differentiable(_forward, _backward)
@@ -139,3 +166,13 @@ def encode(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
         RuntimeError: the kernel reports a failure (memory).
     """
     return _differentiable(x.contiguous(), (params.contiguous(),), (layout,))
+
+
+def encode_sum(x: Tensor, tables: Sequence[Tensor], layouts: Sequence[GridLayout]) -> Tensor:
+    """Sum of a 3D grid at x[:, :3] and a 4D grid at x, without memory for either's features.
+
+    Raises:
+        RuntimeError: the kernel reports a failure (memory).
+    """
+    tables = tuple(table.contiguous() for table in tables)
+    return _differentiable(x.contiguous(), tables, tuple(layouts))

@@ -147,6 +147,13 @@ class GridLayout:
         }
 
 
+def can_sum(static: GridLayout, dynamic: GridLayout) -> bool:
+    """Whether two grids can be summed in one pass: 3D and 4D, of the same scales and features."""
+    same = static.scales == dynamic.scales
+    same &= static.n_features_per_level == dynamic.n_features_per_level
+    return same and static.n_input_dims == 3 and dynamic.n_input_dims == 4
+
+
 def _level_scales(n_levels: int, base: int, per_level_scale: float) -> tuple[float, ...]:
     # In fp32 and through log2/exp2, as tiny-cuda-nn computes it: at scale 1.4473 the finest level
     # would otherwise differ by 1.5e-3 cells, and a level near an integer by a whole vertex.

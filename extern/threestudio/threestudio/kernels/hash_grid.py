@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from threestudio.kernels import cpu_backend, torch_backend, triton_backend
-from threestudio.kernels.grid_layout import GridLayout
+from threestudio.kernels.grid_layout import GridLayout, can_sum
 from threestudio.stand_ins.finder import is_installed
 
 BACKENDS = ("auto", "torch", "cpu", "triton", "tinycudann")
@@ -81,20 +81,19 @@ def hash_grid_encode_sum(
     """Sum of a 3D grid at x and a 4D grid at x_time: the features of 4D-fy, section 3.1.
 
     ``x_time`` are the points ``x`` with their times appended; gradients may reach either.
-    Triton computes both in one pass over the points where they have the same scales; every other
-    back end encodes twice and adds. Arguments, differentiability and errors otherwise as those of
-    `hash_grid_encode`.
+    The CPU kernel and Triton's compute both at once where the grids have the same scales; every
+    other back end encodes twice and adds. Arguments, differentiability and errors otherwise as
+    those of `hash_grid_encode`.
     """
     _check_arguments(x, static_params, static_layout)
     _check_arguments(x_time, dynamic_params, dynamic_layout)
-    if triton_backend.can_sum(static_layout, dynamic_layout):
-        chosen = {
-            _select(backend, params, layout)
-            for params, layout in ((static_params, static_layout), (dynamic_params, dynamic_layout))
-        }
-        if chosen == {triton_backend.encode} and static_params.dtype == dynamic_params.dtype:
-            tables, layouts = (static_params, dynamic_params), (static_layout, dynamic_layout)
+    tables, layouts = (static_params, dynamic_params), (static_layout, dynamic_layout)
+    if can_sum(*layouts) and static_params.dtype == dynamic_params.dtype:
+        chosen = {_select(backend, params, layout) for params, layout in zip(tables, layouts, strict=True)}
+        if chosen == {triton_backend.encode}:
             return triton_backend.encode_sum(x_time.float(), tables, layouts)
+        if chosen == {cpu_backend.encode} and cpu_backend.has_sum(layouts, static_params.dtype):
+            return cpu_backend.encode_sum(x_time.to(static_params.dtype), tables, layouts)
     static = hash_grid_encode(x, static_params, static_layout, backend)
     return static + hash_grid_encode(x_time, dynamic_params, dynamic_layout, backend)
 

@@ -58,13 +58,6 @@ def encode(x: Tensor, params: Tensor, layout: GridLayout) -> Tensor:
     return _differentiable(x.contiguous(), (params.contiguous(),), (layout,))
 
 
-def can_sum(static: GridLayout, dynamic: GridLayout) -> bool:
-    """Whether `encode_sum` takes these two: one more dimension, the same scales and features."""
-    same = static.scales == dynamic.scales
-    same &= static.n_features_per_level == dynamic.n_features_per_level
-    return same and static.n_input_dims == 3 and dynamic.n_input_dims == 4
-
-
 def encode_sum(x: Tensor, tables: Sequence[Tensor], layouts: Sequence[GridLayout]) -> Tensor:
     """Sum of a 3D grid at x[:, :3] and a 4D grid at x, in one pass over the points.
 

@@ -11,8 +11,12 @@
 // Forward and position gradient are split into ranges of points, the table gradient into levels, so
 // no two threads write to one place and results do not depend on the number of threads.
 //
-// One build serves one case, so that it takes a second: GRID_REAL (float or double), GRID_DIMS (2 to
-// 4) and GRID_FEATURES (per level) are given by the compiler's command line.
+// Several grids may be summed: they have as many levels and features, and each reads the leading
+// coordinates of the points. Planar copies are then made once, and the sum needs no memory.
+//
+// One build serves one case, so that it takes a second: GRID_REAL (float or double), GRID_DIMS (of
+// the points, 2 to 4) and GRID_FEATURES (per level) are given by the compiler's command line. Where
+// GRID_SUM is 1 it also serves grids of one dimension less than the points.
 
 #include <algorithm>
 #include <atomic>
@@ -59,8 +63,9 @@ extern "C" struct GridLayout {
 
 namespace {
 
-// A published table's gradient is 50 MiB of new memory in every step, and the faults on its 4 KiB
-// pages cost more than the gradient does. A hint: where it is refused, nothing changes.
+// A published table's gradient is 50 MiB of new memory in every step, features of many points as
+// much, and the faults on its 4 KiB pages cost more than what is computed. A hint: where it is
+// refused, nothing changes.
 void ask_for_huge_pages(void* array, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   if (bytes < kOwnMapping) return;
@@ -130,7 +135,9 @@ struct Split {
 
 template <typename T>
 std::unique_ptr<T[]> scratch(int64_t n) {
-  return std::unique_ptr<T[]>(new T[static_cast<size_t>(n)]);
+  std::unique_ptr<T[]> array(new T[static_cast<size_t>(n)]);
+  ask_for_huge_pages(array.get(), static_cast<size_t>(n) * sizeof(T));
+  return array;
 }
 
 // Corner indices and weights of one block of points at one level.
@@ -188,14 +195,16 @@ struct Corners {
     const T scale = static_cast<T>(level.scale);
     const T limit = static_cast<T>(kCoordinateLimit);
     for (int i = 0; i < kBlock; ++i) {
-      T position = x[i] * scale + T(0.5);
-      slope[dim][i] = position >= -limit && position <= limit ? scale : T(0);
-      position = position < -limit ? -limit : position;
-      position = position > limit ? limit : position;
+      // Selections alone, which the compiler vectorises (with -fno-trapping-math): point by point
+      // this loop took as long as the gathers.
+      const T given = x[i] * scale + T(0.5);
+      const T above = given < -limit ? -limit : given;
+      const T position = above > limit ? limit : above;
+      slope[dim][i] = position == given ? scale : T(0);
       // A NaN lies in cell 0 and keeps its NaN weights: features say so, indices stay safe.
       const T number = position == position ? position : T(0);
-      int32_t cell = static_cast<int32_t>(number);
-      cell -= number < static_cast<T>(cell) ? 1 : 0;
+      const int32_t towards_zero = static_cast<int32_t>(number);
+      const int32_t cell = towards_zero - (number < static_cast<T>(towards_zero) ? 1 : 0);
       fraction[dim][i] = position - static_cast<T>(cell);
       const uint32_t low = static_cast<uint32_t>(cell) * factor;
       along[0][i] = low;
@@ -290,59 +299,13 @@ void swap_levels(std::conditional_t<kToRows, T, const T>* rows,
   }
 }
 
+// What is done to one level of one grid of D dimensions. Points may have more: theirs are the first.
 template <typename T, int D, int F>
 struct Kernel {
   using Block = Corners<T, D>;
 
-  static int forward(const GridLayout& grid, const T* x, const T* table, T* out, int64_t n,
-                     int n_threads) {
-    const Split split(n, n_threads);
-    const auto points = scratch<T>(split.padded() * D);
-    const auto features = scratch<T>(split.padded() * F * grid.n_levels);
-    run_parallel(split.n_workers, [&](int worker) {
-      to_planar(x, points.get(), D, split, worker);
-      for (int level = 0; level < grid.n_levels; ++level) {
-        forward_level(level_of(grid, level), points.get(), table,
-                      features.get() + level * split.padded() * F, split, worker);
-      }
-      swap_levels<T, F, true>(out, features.get(), grid.n_levels, split, worker);
-    });
-    return kOk;
-  }
-
-  static int backward(const GridLayout& grid, const T* x, const T* table, const T* grad,
-                      T* grad_x, T* grad_table, int64_t n, int n_threads) {
-    const Split split(n, n_threads);
-    const auto points = scratch<T>(split.padded() * D);
-    const auto grads = scratch<T>(split.padded() * F * grid.n_levels);
-    const auto point_grads = scratch<T>(grad_x ? split.padded() * D : 0);
-    run_parallel(split.n_workers, [&](int worker) {
-      to_planar(x, points.get(), D, split, worker);
-      swap_levels<T, F, false>(grad, grads.get(), grid.n_levels, split, worker);
-      if (grad_x) {
-        position_gradient(grid, points.get(), table, grads.get(), point_grads.get(), grad_x,
-                          split, worker);
-      }
-    });
-    if (!grad_table) return kOk;
-    ask_for_huge_pages(grad_table, table_bytes(grid));
-    std::atomic<int> next{0};
-    const int n_workers = split.n_workers > 1 ? std::min(n_threads, grid.n_levels) : 1;
-    run_parallel(n_workers, [&](int) {
-      for (int level = next++; level < grid.n_levels; level = next++) {
-        table_gradient(level_of(grid, level), points.get(),
-                       grads.get() + level * split.padded() * F, grad_table, split);
-      }
-    });
-    return kOk;
-  }
-
- private:
-  static size_t table_bytes(const GridLayout& grid) {
-    const Level last = level_of(grid, grid.n_levels - 1);
-    return (last.offset + last.entries) * F * sizeof(T);
-  }
-
+  // Writes the features of a worker's points, or adds them to those that are there.
+  template <bool kAdds>
   static void forward_level(const Level& level, const T* points, const T* table, T* features,
                             const Split& split, int worker) {
     const T* entries = table + level.offset * F;
@@ -356,7 +319,7 @@ struct Kernel {
           const T* entry = entries + static_cast<size_t>(block.index[corner][i]) * F;
           for (int f = 0; f < F; ++f) sum[f] += block.weight[corner][i] * entry[f];
         }
-        for (int f = 0; f < F; ++f) out[i * F + f] = sum[f];
+        for (int f = 0; f < F; ++f) out[i * F + f] = kAdds ? out[i * F + f] + sum[f] : sum[f];
       }
     };
     walk<Block>(split.begin(worker), split.end(worker), points, split.padded(), level, visit);
@@ -382,32 +345,18 @@ struct Kernel {
     walk<Block>(0, split.padded(), points, split.padded(), level, visit);
   }
 
-  static void position_gradient(const GridLayout& grid, const T* points, const T* table,
-                                const T* grads, T* planar, T* grad_x, const Split& split,
-                                int worker) {
-    const int64_t stride = split.padded();
-    for (int dim = 0; dim < D; ++dim) {
-      std::fill(planar + dim * stride + split.begin(worker),
-                planar + dim * stride + split.end(worker), T(0));
-    }
-    for (int index = 0; index < grid.n_levels; ++index) {
-      const Level level = level_of(grid, index);
-      const T* entries = table + level.offset * F;
-      const auto visit = [&](Block& block, const Block& next, int64_t begin) {
-        project(block, next, entries, grads + (index * stride + begin) * F,
-                split.n_points - begin);
-        contract(block, planar + begin, stride);
-      };
-      walk<Block>(split.begin(worker), split.end(worker), points, stride, level, visit);
-    }
-    for (int64_t begin = split.begin(worker); begin < split.end(worker); begin += kBlock) {
-      const int64_t end = std::min<int64_t>(begin + kBlock, split.n_points);
-      for (int64_t point = begin; point < end; ++point) {
-        for (int dim = 0; dim < D; ++dim) grad_x[point * D + dim] = planar[dim * stride + point];
-      }
-    }
+  // Adds to the planar gradients of a worker's points.
+  static void position_gradient(const Level& level, const T* points, const T* table,
+                                const T* grads, T* planar, const Split& split, int worker) {
+    const T* entries = table + level.offset * F;
+    const auto visit = [&](Block& block, const Block& next, int64_t begin) {
+      project(block, next, entries, grads + begin * F, split.n_points - begin);
+      contract(block, planar + begin, split.padded());
+    };
+    walk<Block>(split.begin(worker), split.end(worker), points, split.padded(), level, visit);
   }
 
+ private:
   // Puts the inner product of each corner's features with the incoming gradient in `weight`.
   static void project(Block& block, const Block& next, const T* entries, const T* grads,
                       int64_t n_left) {
@@ -468,28 +417,146 @@ int guarded(const Call& call) {
   }
 }
 
-using Grid = Kernel<GRID_REAL, GRID_DIMS, GRID_FEATURES>;
+constexpr int kDims = GRID_DIMS;
+constexpr int kFeatures = GRID_FEATURES;
+constexpr int kLeastDims = GRID_SUM ? kDims - 1 : kDims;
+using Real = GRID_REAL;
 
-bool is_of_this_build(const GridLayout& grid) {
-  return grid.n_input_dims == GRID_DIMS && grid.n_features == GRID_FEATURES;
+// Calls visit(kernel) with the kernel of a grid's number of dimensions.
+template <typename Visit>
+void with_kernel(const GridLayout& grid, const Visit& visit) {
+  if (grid.n_input_dims == kDims) {
+    visit(Kernel<Real, kDims, kFeatures>{});
+  } else {
+    visit(Kernel<Real, kLeastDims, kFeatures>{});
+  }
+}
+
+// The grids of a call; `tables` and `grad_tables` have as many places.
+struct Grids {
+  const GridLayout* const* layouts;
+  int count;
+
+  int n_levels() const { return layouts[0]->n_levels; }
+  bool are_of_this_build() const {
+    for (int i = 0; i < count; ++i) {
+      const GridLayout& grid = *layouts[i];
+      if (grid.n_input_dims < kLeastDims || grid.n_input_dims > kDims) return false;
+      if (grid.n_features != kFeatures || grid.n_levels != n_levels()) return false;
+    }
+    return count > 0;
+  }
+};
+
+size_t table_bytes(const GridLayout& grid) {
+  const Level last = level_of(grid, grid.n_levels - 1);
+  return (last.offset + last.entries) * kFeatures * sizeof(Real);
+}
+
+int forward(const Grids& grids, const Real* x, const Real* const* tables, Real* out, int64_t n,
+            int n_threads) {
+  const Split split(n, n_threads);
+  const int64_t per_level = split.padded() * kFeatures;
+  const auto points = scratch<Real>(split.padded() * kDims);
+  const auto features = scratch<Real>(per_level * grids.n_levels());
+  ask_for_huge_pages(out, static_cast<size_t>(n * kFeatures * grids.n_levels()) * sizeof(Real));
+  run_parallel(split.n_workers, [&](int worker) {
+    to_planar(x, points.get(), kDims, split, worker);
+    for (int index = 0; index < grids.n_levels(); ++index) {
+      for (int g = 0; g < grids.count; ++g) {
+        with_kernel(*grids.layouts[g], [&](auto kernel) {
+          using Of = decltype(kernel);
+          const auto run =
+              g ? &Of::template forward_level<true> : &Of::template forward_level<false>;
+          run(level_of(*grids.layouts[g], index), points.get(), tables[g],
+              features.get() + index * per_level, split, worker);
+        });
+      }
+    }
+    swap_levels<Real, kFeatures, true>(out, features.get(), grids.n_levels(), split, worker);
+  });
+  return kOk;
+}
+
+// A worker's share of the gradient to the positions.
+void position_gradient(const Grids& grids, const Real* points, const Real* const* tables,
+                       const Real* grads, Real* planar, Real* grad_x, const Split& split,
+                       int worker) {
+  const int64_t stride = split.padded();
+  const int64_t first = split.begin(worker), end = split.end(worker);
+  for (int dim = 0; dim < kDims; ++dim) {
+    std::fill(planar + dim * stride + first, planar + dim * stride + end, Real(0));
+  }
+  for (int g = 0; g < grids.count; ++g) {
+    with_kernel(*grids.layouts[g], [&](auto kernel) {
+      for (int index = 0; index < grids.n_levels(); ++index) {
+        kernel.position_gradient(level_of(*grids.layouts[g], index), points, tables[g],
+                                 grads + index * stride * kFeatures, planar, split, worker);
+      }
+    });
+  }
+  for (int64_t point = first; point < std::min(end, split.n_points); ++point) {
+    for (int dim = 0; dim < kDims; ++dim) {
+      grad_x[point * kDims + dim] = planar[dim * stride + point];
+    }
+  }
+}
+
+int backward(const Grids& grids, const Real* x, const Real* const* tables, const Real* grad,
+             Real* grad_x, Real* const* grad_tables, int64_t n, int n_threads) {
+  const Split split(n, n_threads);
+  const int64_t per_level = split.padded() * kFeatures;
+  const auto points = scratch<Real>(split.padded() * kDims);
+  const auto grads = scratch<Real>(per_level * grids.n_levels());
+  const auto point_grads = scratch<Real>(grad_x ? split.padded() * kDims : 0);
+  run_parallel(split.n_workers, [&](int worker) {
+    to_planar(x, points.get(), kDims, split, worker);
+    swap_levels<Real, kFeatures, false>(grad, grads.get(), grids.n_levels(), split, worker);
+    if (grad_x) {
+      position_gradient(grids, points.get(), tables, grads.get(), point_grads.get(), grad_x, split,
+                        worker);
+    }
+  });
+  for (int g = 0; g < grids.count; ++g) {
+    if (grad_tables[g]) ask_for_huge_pages(grad_tables[g], table_bytes(*grids.layouts[g]));
+  }
+  std::atomic<int> next{0};
+  const int n_tasks = grids.count * grids.n_levels();
+  const int n_workers = split.n_workers > 1 ? std::min(n_threads, n_tasks) : 1;
+  run_parallel(n_workers, [&](int) {
+    // Of the grids the last has most dimensions and takes longest: it begins.
+    for (int task = next++; task < n_tasks; task = next++) {
+      const int g = grids.count - 1 - task / grids.n_levels(), index = task % grids.n_levels();
+      if (!grad_tables[g]) continue;
+      with_kernel(*grids.layouts[g], [&](auto kernel) {
+        kernel.table_gradient(level_of(*grids.layouts[g], index), points.get(),
+                              grads.get() + index * per_level, grad_tables[g], split);
+      });
+    }
+  });
+  return kOk;
 }
 
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// x [n, D], table [entries, F], out [n, L * F]: all row-major. Returns a Status.
-EXPORT int hash_grid_forward(const GridLayout* grid, const GRID_REAL* x, const GRID_REAL* table,
-                             GRID_REAL* out, int64_t n, int32_t n_threads) {
-  if (!is_of_this_build(*grid)) return kUnsupported;
-  return guarded([&] { return Grid::forward(*grid, x, table, out, n, n_threads); });
+// x [n, D], tables [entries, F], out [n, L * F]: all row-major. Returns a Status.
+EXPORT int hash_grid_forward(const GridLayout* const* layouts, int32_t n_grids, const GRID_REAL* x,
+                             const GRID_REAL* const* tables, GRID_REAL* out, int64_t n,
+                             int32_t n_threads) {
+  const Grids grids{layouts, n_grids};
+  if (!grids.are_of_this_build()) return kUnsupported;
+  return guarded([&] { return forward(grids, x, tables, out, n, n_threads); });
 }
 
-// Gradients are overwritten, not added to; either may be null.
-EXPORT int hash_grid_backward(const GridLayout* grid, const GRID_REAL* x, const GRID_REAL* table,
-                              const GRID_REAL* grad, GRID_REAL* grad_x, GRID_REAL* grad_table,
-                              int64_t n, int32_t n_threads) {
-  if (!is_of_this_build(*grid)) return kUnsupported;
+// Gradients are overwritten, not added to; any may be null.
+EXPORT int hash_grid_backward(const GridLayout* const* layouts, int32_t n_grids,
+                              const GRID_REAL* x, const GRID_REAL* const* tables,
+                              const GRID_REAL* grad, GRID_REAL* grad_x,
+                              GRID_REAL* const* grad_tables, int64_t n, int32_t n_threads) {
+  const Grids grids{layouts, n_grids};
+  if (!grids.are_of_this_build()) return kUnsupported;
   return guarded(
-      [&] { return Grid::backward(*grid, x, table, grad, grad_x, grad_table, n, n_threads); });
+      [&] { return backward(grids, x, tables, grad, grad_x, grad_tables, n, n_threads); });
 }
