@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from threestudio.kernels import native_build
-from threestudio.models.mlp import _BlockedMLP, _plain_mlp
+from threestudio.models.mlp import _BlockedMLPs, _plain_mlp
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -106,8 +106,11 @@ def measure(case: tuple[int, int, int, int], repeats: int, compiles: bool) -> li
     def plain(x: Tensor, *weights: Tensor) -> Tensor:
         return _plain_mlp(x, weights)
 
+    def blocked(x: Tensor, *weights: Tensor) -> Tensor:
+        return _BlockedMLPs.apply(x, (len(weights),), *weights)[0]
+
     ways = {
-        "blocked": problem.torch_cases(_BlockedMLP.apply),
+        "blocked": problem.torch_cases(blocked),
         "plain": problem.torch_cases(plain),
         "fused": problem.fused_cases(),
     }

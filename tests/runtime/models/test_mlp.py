@@ -55,8 +55,48 @@ def test_blocked_gradients_against_differences(small_blocks):
     network = VanillaMLP(3, 2, {"n_neurons": 8, "n_hidden_layers": 2}).double()
     x = normal(20, 3).double().requires_grad_()
     weights = [layer.weight for layer in network.layers if isinstance(layer, nn.Linear)]
-    assert torch.autograd.gradcheck(mlp._BlockedMLP.apply, (x, *weights), fast_mode=True)
-    assert torch.autograd.gradgradcheck(mlp._BlockedMLP.apply, (x, *weights), fast_mode=True)
+    other = [normal(5, 3, seed=1), normal(4, 5, seed=2)]
+    weights += [weight.double().requires_grad_() for weight in other]
+
+    def both(x, *weights):
+        return mlp._BlockedMLPs.apply(x, (3, 2), *weights)
+
+    assert torch.autograd.gradcheck(both, (x, *weights), fast_mode=True)
+    assert torch.autograd.gradgradcheck(both, (x, *weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("depths", [(1, 1), (1, 2), (3, 1, 2)])
+def test_networks_together_equal_each_alone(small_blocks, depths):
+    networks = [
+        VanillaMLP(32, 1 + place, {"n_neurons": 8 + 4 * place, "n_hidden_layers": depth})
+        for place, depth in enumerate(depths)
+    ]
+    x = normal(45, 32)
+    grads = [normal(45, 1 + place, seed=place) for place in range(len(depths))]
+    together, alone = x.clone().requires_grad_(), x.clone().requires_grad_()
+    outputs = mlp.evaluate_together(networks, together)
+    parameters = [p for network in networks for p in network.parameters()]
+    actual = torch.autograd.grad(outputs, (together, *parameters), grads)
+    plain = [network.layers(alone) for network in networks]
+    expected = torch.autograd.grad(plain, (alone, *parameters), grads)
+    for one, other in zip((*outputs, *actual), (*plain, *expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_together_have_their_own_output_activations(small_blocks):
+    networks = [VanillaMLP(4, 1, CONFIG), VanillaMLP(4, 3, {**CONFIG, "output_activation": "exp"})]
+    x = normal(40, 4)
+    first, second = mlp.evaluate_together(networks, x.view(8, 5, 4))
+    assert first.shape == (8, 5, 1) and second.shape == (8, 5, 3)
+    torch.testing.assert_close(first.flatten(0, 1), networks[0].layers(x))
+    torch.testing.assert_close(second.flatten(0, 1), networks[1].layers(x).exp())
+
+
+def test_a_network_without_blocks_lets_the_others_run_alone(small_blocks):
+    networks = [VanillaMLP(4, 1, CONFIG), VanillaMLP(4, 2, {**CONFIG, "bias": True})]
+    x = normal(40, 4)
+    for network, outputs in zip(networks, mlp.evaluate_together(networks, x), strict=True):
+        assert torch.equal(outputs, network(x))
 
 
 def test_the_blocked_path_is_taken_only_for_many_points(small_blocks, monkeypatch):

@@ -6,7 +6,8 @@ again.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -72,18 +73,14 @@ class VanillaMLP(nn.Module):
                         parameter.uniform_(-bound, bound, generator=draws)
 
     def forward(self, x: Float[Tensor, "*batch dim_in"]) -> Float[Tensor, "*batch dim_out"]:
-        weights = self._blockable_weights(x)
+        if self.blockable_weights(x):
+            return evaluate_together([self], x)[0]
         with torch.autocast(x.device.type, enabled=False):
-            if weights:
-                x = x.to(weights[0].dtype)
-                flat = _BlockedMLP.apply(x.reshape(-1, x.shape[-1]), *weights)
-                outputs = flat.view(*x.shape[:-1], -1)
-            else:
-                outputs = self.layers(x.to(next(self.layers.parameters()).dtype))
+            outputs = self.layers(x.to(next(self.layers.parameters()).dtype))
             return self.output_activation(outputs)
 
-    def _blockable_weights(self, x: Tensor) -> list[Tensor]:
-        """The weight matrices if the blocked evaluation applies, else nothing."""
+    def blockable_weights(self, x: Float[Tensor, "*batch dim_in"]) -> list[Tensor]:
+        """The weight matrices if the evaluation in blocks applies to these inputs, else nothing."""
         if x.device.type != "cpu" or x.numel() <= BLOCK_POINTS * x.shape[-1]:
             return []
         weights = []
@@ -96,60 +93,120 @@ class VanillaMLP(nn.Module):
         return weights
 
 
-def _plain_mlp(x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+def evaluate_together(
+    networks: Sequence[nn.Module], x: Float[Tensor, "*batch dim_in"]
+) -> list[Float[Tensor, "*batch dim_out"]]:
+    """Outputs of several networks of the same inputs.
+
+    Where all are evaluated in blocks, their first layers are one matrix product and the gradient to
+    the inputs is made once; otherwise one network runs after the other.
+    """
+    weights = [
+        network.blockable_weights(x) if isinstance(network, VanillaMLP) else []
+        for network in networks
+    ]
+    if not all(weights) or len({each[0].dtype for each in weights}) > 1:
+        return [network(x) for network in networks]
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(weights[0][0].dtype)
+        counts = tuple(len(each) for each in weights)
+        flat = _BlockedMLPs.apply(x.reshape(-1, x.shape[-1]), counts, *chain(*weights))
+        return [
+            network.output_activation(outputs.view(*x.shape[:-1], -1))
+            for network, outputs in zip(networks, flat, strict=True)
+        ]
+
+
+def _plain_mlp(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     for weight in weights[:-1]:
         x = torch.relu(F.linear(x, weight))
     return F.linear(x, weights[-1])
 
 
-class _BlockedMLP(torch.autograd.Function):
-    """Bias-free ReLU network over blocks of points; equals `_plain_mlp` in value and gradient."""
+def _networks(counts: tuple[int, ...], tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """The tensors of each network, out of those of all."""
+    ends = list(accumulate(counts))
+    return [tensors[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+
+class _BlockedMLPs(torch.autograd.Function):
+    """Bias-free ReLU networks of the same inputs, over blocks of points.
+
+    Each equals `_plain_mlp` in value and gradient. `counts` are their numbers of layers.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, counts: tuple[int, ...], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x, *weights)
-        outputs = x.new_empty((x.shape[0], weights[-1].shape[0]))
+        ctx.counts = counts
+        networks = _networks(counts, weights)
+        first = _first_layers(networks)
+        outputs = tuple(x.new_empty((x.shape[0], each[-1].shape[0])) for each in networks)
         for begin in range(0, x.shape[0], BLOCK_POINTS):
             block = slice(begin, begin + BLOCK_POINTS)
-            outputs[block] = _plain_mlp(x[block], weights)
+            hidden = F.linear(x[block], first).relu_()
+            for network, part, out in zip(networks, _parts(hidden, networks), outputs, strict=True):
+                out[block] = _plain_mlp(part, network[1:])
         return outputs
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, *grads: Tensor):
         x, *weights = ctx.saved_tensors
+        networks = _networks(ctx.counts, weights)
+        needs = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():  # create_graph=True: keep the gradients differentiable
-            wanted = [t for t, need in zip((x, *weights), ctx.needs_input_grad) if need]
-            gradients = iter(
-                torch.autograd.grad(_plain_mlp(x, tuple(weights)), wanted, grad, create_graph=True)
-            )
-            return tuple(next(gradients) if need else None for need in ctx.needs_input_grad)
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weights = [torch.zeros_like(weight) for weight in weights]
+            wanted = [t for t, need in zip((x, *weights), needs, strict=True) if need]
+            outputs = [_plain_mlp(x, network) for network in networks]
+            found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+            grad_x, *grad_weights = (next(found) if need else None for need in needs)
+            return grad_x, None, *grad_weights
+        grad_x = torch.empty_like(x) if needs[0] else None
+        first = _first_layers(networks)
+        grad_first = torch.zeros_like(first)
+        grad_later = [[torch.zeros_like(weight) for weight in each[1:]] for each in networks]
         for begin in range(0, x.shape[0], BLOCK_POINTS):
             block = slice(begin, begin + BLOCK_POINTS)
-            out = None if grad_x is None else grad_x[block]
-            _block_backward(x[block], weights, grad[block], grad_weights, out)
-        return grad_x, *grad_weights
+            hidden = F.linear(x[block], first).relu_()
+            grad_hidden = torch.empty_like(hidden)
+            for network, part, grad, sums, out in zip(
+                networks, _parts(hidden, networks), grads, grad_later,
+                _parts(grad_hidden, networks), strict=True,
+            ):  # fmt: skip
+                _later_layers_backward(part, network[1:], grad[block], sums, out)
+            # The sign of the output of a ReLU tells where its input was positive.
+            grad_hidden = torch.ops.aten.threshold_backward(grad_hidden, hidden, 0)
+            grad_first.addmm_(grad_hidden.t(), x[block])
+            if grad_x is not None:
+                torch.mm(grad_hidden, first, out=grad_x[block])
+        firsts = _parts(grad_first.t(), networks)
+        grad_weights = [
+            [of_first.t(), *later] for of_first, later in zip(firsts, grad_later, strict=True)
+        ]
+        return grad_x, None, *chain(*grad_weights)
 
 
-def _block_backward(
-    x: Tensor,
-    weights: list[Tensor],
-    grad: Tensor,
-    grad_weights: list[Tensor],
-    grad_x: Tensor | None,
+def _first_layers(networks: list[Sequence[Tensor]]) -> Tensor:
+    """The first layers' weights, one network below the other."""
+    return networks[0][0] if len(networks) == 1 else torch.cat([each[0] for each in networks])
+
+
+def _parts(columns: Tensor, networks: list[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """The columns that belong to each network's first layer."""
+    return columns.split([each[0].shape[0] for each in networks], dim=1)
+
+
+def _later_layers_backward(
+    x: Tensor, weights: Sequence[Tensor], grad: Tensor, sums: list[Tensor], out: Tensor
 ) -> None:
-    """Adds one block's share to ``grad_weights``; writes its ``grad_x`` if there is one."""
+    """Adds one block's share to the gradients of all layers but the first; writes that of x."""
     inputs = [x]
     for weight in weights[:-1]:
         inputs.append(F.linear(inputs[-1], weight).relu_())
     for layer in range(len(weights) - 1, 0, -1):
-        grad_weights[layer].addmm_(grad.t(), inputs[layer])
-        # The sign of the output of a ReLU tells where its input was positive.
+        sums[layer].addmm_(grad.t(), inputs[layer])
         grad = torch.ops.aten.threshold_backward(grad @ weights[layer], inputs[layer], 0)
-    grad_weights[0].addmm_(grad.t(), x)
-    if grad_x is not None:
-        torch.mm(grad, weights[0], out=grad_x)
+    sums[0].addmm_(grad.t(), x)
+    torch.mm(grad, weights[0], out=out)
 
 
 class SphereInitVanillaMLP(VanillaMLP):

@@ -16,6 +16,7 @@ from threestudio.models.geometry.field_gradient import (
     check_normal_type,
     finite_difference,
 )
+from threestudio.models.mlp import evaluate_together
 from threestudio.models.networks import get_encoding, get_mlp
 
 
@@ -84,6 +85,19 @@ class EncodedGeometry(BaseImplicitGeometry):
             return {}
         features = self.feature_network(encoded)
         return {"features": features.view(*points.shape[:-1], self.cfg.n_feature_dims)}
+
+    def _field_and_features(
+        self,
+        network: nn.Module,
+        points: Float[Tensor, "*N 3"],
+        encoded: Float[Tensor, "n_points Ne"],
+    ) -> tuple[Float[Tensor, "*N 1"], dict[str, Tensor]]:
+        """What `network` makes of the encoding, and `_features`, in one pass where that is fast."""
+        networks = [network, *([self.feature_network] if self.cfg.n_feature_dims else [])]
+        field, *others = evaluate_together(networks, encoded)
+        shape = points.shape[:-1]
+        features = [each.view(*shape, self.cfg.n_feature_dims) for each in others]
+        return field.view(*shape, 1), dict(zip(["features"], features, strict=False))
 
     def _predicted_normal(
         self, points: Float[Tensor, "*N 3"], encoded: Float[Tensor, "n_points Ne"]

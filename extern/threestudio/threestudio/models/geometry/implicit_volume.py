@@ -153,9 +153,9 @@ class ImplicitVolume(EncodedGeometry):
         is_analytic = output_normal and self.cfg.normal_type == "analytic"
         with differentiable(points, is_analytic) as points:
             encoded, displacement = self._encode_with_displacement(points, frame_times)
-            density = self.density_network(encoded).view(*points.shape[:-1], 1)
-            _, density = self.get_activated_density(points, density)
-            output = {"density": density, **self._features(points, encoded)}
+            raw, features = self._field_and_features(self.density_network, points, encoded)
+            _, density = self.get_activated_density(points, raw)
+            output = {"density": density, **features}
             if displacement is not None:
                 output["displacement"] = displacement.view(*points.shape[:-1], 3)
             if output_normal and self.cfg.normal_type is not None:
