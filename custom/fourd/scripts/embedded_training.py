@@ -60,7 +60,7 @@ class BatchSource(Protocol):
 
 def split_parameters(modules: torch.nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Hidden matrices for Muon; embeddings, first and last layers, biases and norms for AdamW."""
-    outer = ("embed", "conv_in", "conv_out", "class_embedding", "latents", "teacher", "reading")
+    outer = ("embed", "conv_in", "conv_out", "latents", "teacher", "reading", "turn")
     matrices, others = [], []
     for name, parameter in modules.named_parameters():
         is_hidden = parameter.ndim >= 2 and not any(word in name for word in outer)

@@ -16,7 +16,7 @@ from custom.fourd.mappers.composition import TIME, VIEW
 from custom.fourd.world.grammar import WorldScene
 
 from .embedded_training import Batch
-from .world_clips import recolour_clip
+from .world_clips import recolour_clip, spins
 from .world_edits import draw_kind
 from .world_pairs import NUM_AZIMUTHS, NUM_TIMES, PairGroups, twin_of
 from .world_views import chance, colour_views, draw_backgrounds, say, view_suffix
@@ -24,10 +24,14 @@ from .world_views import chance, colour_views, draw_backgrounds, say, view_suffi
 TEXT_DROPOUT, IMAGE_DROPOUT = 0.1, 0.1
 PAIR_SHARE = 0.35
 """Of the groups: two objects."""
+SPIN_SHARE = 0.4
+"""Of the groups: drawn among those in which something spins."""
 KINDS = (("time", 0.28), ("view", 0.28), ("both", 0.28), ("identity", 0.16))
 """What differs between image prompt and target, and the share of the pairs."""
 TOLD_SHARE = 0.5
 """Of the pairs in which the time, or the view, stays: its code is told all the same."""
+WORDS_TOLD_SHARE = 0.9
+"""The same of samples without images."""
 SUFFIX_SHARE = 0.1
 """Of the captions: they also name the target's view."""
 OTHER_COLOURS_SHARE, TWIN_SHARE = 0.06, 0.3
@@ -62,6 +66,10 @@ class PairSource:
             count: [(part, i) for part, i in every if len(part.scenes[i].objects) == count]
             for count in (1, 2)
         }
+        self.spinning = {
+            count: [place for place in places if spins(place[0].scenes[place[1]])] or places
+            for count, places in self.places.items()
+        }
 
     def batch(self, step: int, num_groups: int) -> ImageBatch:
         """4 `num_groups` pairs."""
@@ -85,11 +93,38 @@ class PairSource:
             generator=generator,
         )
 
+    def words(self, step: int, count: int) -> ImageBatch:
+        """`count` prompts for any time and azimuth, without images.
+
+        Half of them are of scenes in which something spins.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        captions = []
+        for place in range(count):
+            part, index = self._place(place % 2 == 1, generator)
+            captions.append(say(recolour_clip(part.scenes[index], generator), generator))
+        drawn = torch.rand((2, count), generator=generator)
+        told = torch.rand((2, count), generator=generator) < WORDS_TOLD_SHARE
+        return ImageBatch(
+            torch.zeros(count, 0),
+            captions,
+            None,
+            1,
+            frame_times=drawn[0],
+            azimuths_deg=360 * drawn[1],
+            told=dict(zip((TIME, VIEW), told, strict=True)),
+            generator=generator,
+        )
+
+    def _place(self, spinning: bool, generator: torch.Generator) -> tuple[PairGroups, int]:
+        among = self.spinning if spinning else self.places
+        wanted = 1 + chance(generator, PAIR_SHARE)
+        places = among[wanted] or among[3 - wanted]
+        return places[int(torch.randint(len(places), (), generator=generator))]
+
     def _pair(self, background: Tensor, generator: torch.Generator) -> tuple:
         """Image prompt and target, caption, the target's time and azimuth, what is told."""
-        wanted = 1 + chance(generator, PAIR_SHARE)
-        places = self.places[wanted] or self.places[3 - wanted]
-        part, index = places[int(torch.randint(len(places), (), generator=generator))]
+        part, index = self._place(chance(generator, SPIN_SHARE), generator)
         kind = draw_kind(generator, KINDS)
         i, j = _two_places(NUM_TIMES, kind in ("time", "both"), generator)
         a, b = _two_places(NUM_AZIMUTHS, kind in ("view", "both"), generator)

@@ -30,7 +30,7 @@ from custom.fourd.diffusion.camera_vector import camera_and_time, with_words
 from custom.fourd.diffusion.ip_adapter import clip_pixels, image_arguments, load_ip_adapter
 from custom.fourd.diffusion.layer_contexts import LayerContexts, set_layer_contexts, unet_arguments
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
-from custom.fourd.mappers.composition import SUPER_CATEGORIES, Composition
+from custom.fourd.mappers.composition import SUPER_CATEGORIES, TIME, VIEW, Composition
 from custom.fourd.mappers.text_injection import TextInjection
 from custom.fourd.ops.camera import camera_from_orbit
 
@@ -57,13 +57,14 @@ from .local_queries import look_at_squares
 from .make_family import make_tokenizer
 from .muon import Muon
 from .text_channels import open_channels
+from .world_clips import spinning_share
 from .world_pairs import DISTANCE, ELEVATION_DEG, load_pair_groups
 from .world_views import FOVY_RAD
 
 TIMESTEP_POWER = 0.55
 RESAMPLER_WIDTH = 80
-WARM_STEPS, WARM_RATE, WARM_GROUPS, WARM_FIRST = 400, 1e-2, 8, 10**9
-"""Of the warm-up: steps, learning rate, groups of 4 images, and its first batch."""
+WARM_STEPS, WARM_RATE, WARM_PROMPTS, WARM_FIRST = 900, 5e-3, 64, 10**9
+"""Of the warm-up: steps, learning rate, prompts in a step, and its first batch."""
 SIGHT_STEPS, SIGHT_RATE, SIGHT_GROUPS, SQUARES, POSE_SHARE = 700, 7e-3, 8, 4, 0.3
 """Of what vision encoder and resampler learn first; squares along an edge of the image; the weight
 of azimuth and time."""
@@ -71,6 +72,9 @@ TOKEN_GAIN = 4.0
 """Of the image tokens. A step of either optimizer moves weights by as much whatever comes in, so
 larger tokens make keys and values learn as many times faster: without it the U-Net does without
 its image prompt for thousands of steps."""
+TURN_WEIGHT = 0.1
+"""Of reading from the pooled text how objects are turned towards the camera. Of a spinning one that
+is azimuth less time, a product of what two placeholders say: images alone do not teach it."""
 NOTE = (
     "Started from the video prior. While it was trained, codes of time and azimuth stood in the "
     "placeholders of its prompts; what made them is not part of it."
@@ -89,12 +93,13 @@ class ImageTrainer(Trainer):
         unet.requires_grad_(True)
         self.n_layers = len(set_layer_contexts(unet))
         self.vision, self.teacher = vision, ControlTeacher(unet.config.cross_attention_dim)
+        self.turn = torch.nn.Linear(unet.time_embedding.linear_2.out_features, 4)
         super().__init__(
             unet,
             rate,
             ema_decay,
             timestep_power=TIMESTEP_POWER,
-            further={"vision": self.vision, "teacher": self.teacher},
+            further={"vision": self.vision, "teacher": self.teacher, "turn": self.turn},
         )
         self.injection = TextInjection(self.text_encoder, self.tokenizer, SUPER_CATEGORIES)
 
@@ -117,12 +122,28 @@ class ImageTrainer(Trainer):
     def predict(
         self, batch: ImageBatch, noisy: Tensor, timesteps: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """The velocity that the U-Net predicts; nothing is added to the loss."""
-        arguments = {**unet_arguments(self.contexts(batch)), **self.image_prompt(batch)}
-        return self.unet(noisy, timesteps, **arguments).sample, None
+        """The velocity that the U-Net predicts; the loss of a reading of the text is added."""
+        contexts = self.contexts(batch)
+        arguments = {**unet_arguments(contexts), **self.image_prompt(batch)}
+        return self.unet(noisy, timesteps, **arguments).sample, self.turn_loss(batch, contexts)
+
+    def turn_loss(self, batch: ImageBatch, contexts: LayerContexts) -> Tensor:
+        """How far a linear reading of the pooled text misses the turn of what it is about.
+
+        Of prompts that tell time and azimuth, and of which all objects spin or none.
+        """
+        shares = torch.tensor([spinning_share(caption) for caption in batch.captions])
+        named = torch.tensor([caption != "" for caption in batch.captions])
+        known = named & batch.told[TIME] & batch.told[VIEW] & ((shares == 0) | (shares == 1))
+        turns = torch.deg2rad(batch.azimuths_deg) - 2 * math.pi * batch.frame_times * shares
+        missed = self.turn(self.unet.add_embedding(contexts.pooled)) - harmonics(turns, (1, 2)).to(
+            self.device
+        )
+        weights = known.to(missed).unsqueeze(-1)
+        return TURN_WEIGHT * (weights * missed**2).sum() / weights.sum().clamp(min=1) / 2
 
     def load_image_asset(self, folder: Path) -> None:
-        """Take the weights of an exported image model; the teacher is new."""
+        """Take the weights of an exported image model; teacher and reading are new."""
         from transformers import CLIPVisionModelWithProjection
 
         self.load_asset(folder, lambda plain: {**self.unet.state_dict(), **plain})
@@ -172,29 +193,31 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
     """Begin as the video prior, with its class vector's part taught to the text pathway.
 
     A way from the placeholders to the U-Net is opened; then text encoder, pooling and teacher learn
-    to make of a prompt with codes what the video prior makes of its class vector. No image is seen,
-    and words keep the states that they had.
+    to make of a prompt with codes what the video prior makes of its class vector, and `turn_loss`
+    asks for the turn of what spins. No image is seen, and words keep the states that they had.
     """
     known = VideoKnowledge(folder)
     trainer.load_asset(folder, lambda _: {**trainer.unet.state_dict(), **known.image_weights(0)})
     plain = trainer.tokenizer(
-        source.batch(WARM_FIRST - 1, WARM_GROUPS).captions,
+        source.words(WARM_FIRST - 1, WARM_PROMPTS).captions,
         padding="max_length",
         return_tensors="pt",
     )
     open_channels(
         trainer.injection,
         trainer.unet,
-        lambda: trainer.contexts(source.batch(WARM_FIRST - 2, WARM_GROUPS)),
+        lambda: trainer.contexts(source.words(WARM_FIRST - 2, WARM_PROMPTS)),
         plain.input_ids,
         torch.Generator().manual_seed(0),
     )
     shift = len(SUPER_CATEGORIES) + 1
-    parts = torch.nn.ModuleList((trainer.text_encoder, trainer.unet.add_embedding, trainer.teacher))
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=WARM_RATE, betas=(0.9, 0.99))
+    parts = ModuleList(
+        (trainer.text_encoder, trainer.unet.add_embedding, trainer.teacher, trainer.turn)
+    )
+    optimizers = _optimizers(parts, WARM_RATE)
     mean = torch.zeros(())
     for step in range(steps):
-        batch = source.batch(WARM_FIRST + step, WARM_GROUPS)
+        batch = source.words(WARM_FIRST + step, WARM_PROMPTS)
         tokens = trainer.tokenizer(batch.captions, padding="max_length", return_tensors="pt")
         knowledge = known.of(batch, tokens.input_ids)
         states, pooled, of_class = (part.to(trainer.device) for part in knowledge)
@@ -205,15 +228,12 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
         wanted = pooled + of_class - mean
         missed = functional.mse_loss(ours, wanted) / wanted.var(dim=0).mean()
         words = contexts.keys[0][:, shift + 1 :]
-        loss = missed + functional.mse_loss(words, states[:, 1:-shift])
-        for group in optimizer.param_groups:
-            group["lr"] = WARM_RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.3 * steps))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
+        turn = trainer.turn_loss(batch, contexts) / TURN_WEIGHT
+        loss = missed + functional.mse_loss(words, states[:, 1:-shift]) + turn
+        _update(parts, optimizers, loss, WARM_RATE * rate_scale(step, steps, 20, 0.3 * steps))
         if step % 50 == 49:
-            print(f"warm-up {step + 1}: {float(missed.detach()):.3f} is missed", flush=True)
+            line = f"warm-up {step + 1}: {float(missed.detach()):.3f} is missed"
+            print(f"{line}, {float(turn.detach()):.3f} of the turn", flush=True)
     bias = trainer.unet.time_embedding.linear_2.bias
     bias.data.add_(mean)
     trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
@@ -238,11 +258,7 @@ def teach_sight(
     parts = torch.nn.ModuleDict(
         {"vision": trainer.vision, "resampler": resampler, "reading": reading}
     )
-    matrices, others = split_parameters(parts)
-    optimizers = (
-        Muon(matrices, lr=SIGHT_RATE),
-        torch.optim.AdamW(others, lr=SIGHT_RATE, betas=(0.9, 0.99)),
-    )
+    optimizers = _optimizers(parts, SIGHT_RATE)
     for step in range(steps):
         batch = source.batch(WARM_FIRST + step, SIGHT_GROUPS)
         with torch.no_grad():
@@ -257,13 +273,8 @@ def teach_sight(
         said = torch.cat([harmonics(angle, (1, 2)) for angle in angles], dim=1).to(trainer.device)
         missed = functional.mse_loss(squares(seen), wanted) / wanted.var(dim=0).mean()
         other = functional.mse_loss(pose(seen.flatten(1)), said) / 0.5
-        parts.zero_grad()
-        (missed + POSE_SHARE * other).backward()
-        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = SIGHT_RATE * rate_scale(step, steps, 30, 0.3 * steps)
-            optimizer.step()
+        rate = SIGHT_RATE * rate_scale(step, steps, 30, 0.3 * steps)
+        _update(parts, optimizers, missed + POSE_SHARE * other, rate)
         if step % 50 == 49:
             line = f"sight {step + 1}: {float(missed.detach()):.3f} of the image is missed"
             print(f"{line}, {float(other.detach()):.3f} of azimuth and time", flush=True)
@@ -271,6 +282,27 @@ def teach_sight(
         resampler.norm_out.weight.mul_(TOKEN_GAIN)
         resampler.norm_out.bias.mul_(TOKEN_GAIN)
     trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+
+
+def _optimizers(parts: torch.nn.Module, rate: float) -> tuple[torch.optim.Optimizer, ...]:
+    matrices, others = split_parameters(parts)
+    return Muon(matrices, lr=rate), torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99))
+
+
+def _update(
+    parts: torch.nn.Module,
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    loss: Tensor,
+    rate: float,
+) -> None:
+    """One step of the parts, whose other gradients, if any, stay unused."""
+    parts.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
 
 
 def export_image(

@@ -14,7 +14,7 @@ one; on a CPU use one process with one thread per core, as for `train_multiview`
 from __future__ import annotations
 
 import sys
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from custom.fourd.diffusion.camera_vector import camera_and_time, spin_logit, with_words
 from custom.fourd.diffusion.patch_autoencoder import PatchAutoencoder
-from custom.fourd.world.grammar import WorldScene, parse_caption
+from custom.fourd.world.grammar import WorldScene
 
 from .embedded_models import ASSETS, VIDEO_FACTS, build_video_unet
 from .embedded_training import (
@@ -34,13 +34,13 @@ from .embedded_training import (
     start,
     train_or_export,
 )
-from .world_clips import NUM_FRAMES, WorldClips, load_clips, recolour_clip
+from .world_clips import NUM_FRAMES, WorldClips, load_clips, recolour_clip, spinning_share, spins
 from .world_views import FOVY_RAD, chance, colour_views, draw_backgrounds, say
 
 TEXT_DROPOUT = 0.1
 PAIR_SHARE = 0.35
 SPIN_SHARE = 0.25
-"""Of the clips: drawn among those in which something spins, the motion that is learned last."""
+"""Of the clips: drawn among those in which something spins."""
 CLASS_RATE_FACTOR = 4.0
 """The class embedding's learning rate: what a motion's word means depends on time alone."""
 TIMESTEP_POWER = 0.4
@@ -63,7 +63,7 @@ class ClipSource:
             for count in (1, 2)
         }
         self.spinning = {
-            count: [place for place in places if _spins(_scene(place))] or places
+            count: [place for place in places if spins(_scene(place))] or places
             for count, places in self.places.items()
         }
 
@@ -100,20 +100,9 @@ def _scene(place: tuple[WorldClips, int]) -> WorldScene:
     return clips.scenes[index]
 
 
-def _spins(scene: WorldScene) -> bool:
-    return any(item.motion == "spinning" for item in scene.objects)
-
-
-@cache
-def _spinning_share(caption: str) -> float:
-    """Share of the named objects that spin; none in an empty caption."""
-    objects = parse_caption(caption).objects if caption else ()
-    return sum(item.motion == "spinning" for item in objects) / max(len(objects), 1)
-
-
 def spin_loss(captions: list[str], states: Tensor) -> Tensor:
     """Cross entropy of `spin_logit` with what the captions say."""
-    shares = torch.tensor([_spinning_share(caption) for caption in captions])
+    shares = torch.tensor([spinning_share(caption) for caption in captions])
     logits = spin_logit(states)
     loss = functional.binary_cross_entropy_with_logits(logits, shares.to(logits))
     return SPIN_LOSS_WEIGHT * loss

@@ -7,6 +7,7 @@ held-out appearances never occur; nor do the held-out pairs of shape and motion.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -51,6 +52,18 @@ def draw_moving_scene(generator: torch.Generator, num_objects: int) -> WorldScen
     """A scene of the training split in which most objects move."""
     scene = draw_scene(generator, num_objects)
     return replace(scene, objects=tuple(_set_in_motion(o, generator) for o in scene.objects))
+
+
+def spins(scene: WorldScene) -> bool:
+    """Whether anything spins: the motion that is learned last, as it is seen in shading alone."""
+    return any(item.motion == "spinning" for item in scene.objects)
+
+
+@cache
+def spinning_share(caption: str) -> float:
+    """Share of the named objects that spin; none in an empty caption."""
+    objects = parse_caption(caption).objects if caption else ()
+    return sum(item.motion == "spinning" for item in objects) / max(len(objects), 1)
 
 
 def _set_in_motion(item: WorldObject, generator: torch.Generator) -> WorldObject:

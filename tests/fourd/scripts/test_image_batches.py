@@ -7,7 +7,15 @@ import torch
 
 from custom.fourd.mappers.composition import TIME, VIEW
 from custom.fourd.scripts.embedded_training import committed_autoencoder
-from custom.fourd.scripts.image_batches import IMAGE_DROPOUT, TEXT_DROPOUT, TOLD_SHARE, PairSource
+from custom.fourd.scripts.image_batches import (
+    IMAGE_DROPOUT,
+    SPIN_SHARE,
+    TEXT_DROPOUT,
+    TOLD_SHARE,
+    WORDS_TOLD_SHARE,
+    PairSource,
+)
+from custom.fourd.scripts.world_clips import spinning_share
 from custom.fourd.scripts.world_pairs import PairGroups, render_pair_groups
 from custom.fourd.scripts.world_views import view_suffix
 from custom.fourd.world.grammar import parse_caption
@@ -140,3 +148,35 @@ def test_a_batch_is_a_function_of_seed_and_step(groups, vae):
         torch.rand(3, generator=first.generator), torch.rand(3, generator=again.generator)
     )
     assert other.captions != first.captions
+
+
+@pytest.fixture
+def one_spins():
+    """Six groups, each with a motion of its own."""
+    words = ("spinning", "bouncing", "growing", "orbiting", "sliding", "shrinking")
+    layers = torch.full((6, 4, 4, 2, 1, 16, 16), 255, dtype=torch.uint8)
+    scenes = [parse_caption(f"a red cube {word}") for word in words]
+    return PairGroups(scenes, torch.zeros(6, 4), torch.zeros(6, 4), layers)
+
+
+def test_spinning_is_shown_more_often_than_it_is_rendered(one_spins, vae):
+    """One of six groups spins; of the captions about half say so, not one in six."""
+    source = PairSource([one_spins], vae, seed=3)
+    captions = [caption for step in range(12) for caption in source.batch(step, 8).captions]
+    said = [caption for caption in captions if caption]
+    share = sum(spinning_share(caption) > 0 for caption in said) / len(said)
+    assert abs(share - (SPIN_SHARE + (1 - SPIN_SHARE) / 6)) < 0.08
+
+
+def test_words_are_of_any_time_and_azimuth_and_half_of_them_spin(one_spins, vae):
+    source = PairSource([one_spins], vae, seed=4)
+    batch, again = source.words(3, 400), source.words(3, 400)
+    assert batch.captions == again.captions and torch.equal(batch.frame_times, again.frame_times)
+    assert batch.captions != source.words(4, 400).captions
+    for values, length in ((batch.frame_times, 1.0), (batch.azimuths_deg, 360.0)):
+        counts = torch.histc(values, 8, 0.0, length)
+        assert counts.min() > 25 and counts.sum() == 400
+    spins = torch.tensor([spinning_share(caption) > 0 for caption in batch.captions])
+    assert spins[1::2].all() and abs(float(spins[::2].float().mean()) - 1 / 6) < 0.08
+    both = batch.told[TIME] & batch.told[VIEW]
+    assert abs(float(both.float().mean()) - WORDS_TOLD_SHARE**2) < 0.07

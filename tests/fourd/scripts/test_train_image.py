@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from custom.fourd.diffusion.camera_vector import VIDEO_VECTOR_SIZE
 from custom.fourd.diffusion.image_prior import load_image_prior
 from custom.fourd.diffusion.ip_adapter import image_arguments, ip_adapter_kind, load_ip_adapter
 from custom.fourd.diffusion.layer_contexts import set_layer_contexts, unet_arguments
+from custom.fourd.mappers.composition import TIME, VIEW
 from custom.fourd.scripts import embedded_training, train_image
 from custom.fourd.scripts.embedded_models import IMAGE_FACTS, build_video_unet
 from custom.fourd.scripts.embedded_training import Trainer, committed_autoencoder
@@ -21,6 +23,7 @@ from custom.fourd.scripts.make_family import ASSETS
 from custom.fourd.scripts.render_pairs import main as render_main
 from custom.fourd.scripts.train_image import (
     ADAPTER_FILE,
+    TURN_WEIGHT,
     ImageTrainer,
     VideoKnowledge,
     export_image,
@@ -108,6 +111,32 @@ def test_the_warm_up_teaches_the_text_what_the_class_vector_said(trainer, source
         assert torch.equal(trainer.ema[name], value), name
 
 
+def test_the_turn_of_what_spins_is_azimuth_less_time(trainer, source):
+    """A reading that says the same of all: what it misses is known, of those that count."""
+    batch = source.words(0, 6)
+    batch.captions = [
+        "a red cube spinning",
+        "a red cube bouncing",
+        "a red cube spinning next to a blue cone spinning",
+        "a red cube spinning next to a blue cone bouncing",  # has no one turn
+        "",
+        "a red cube spinning",  # is not told its time
+    ]
+    batch.azimuths_deg = torch.tensor([90.0, 90.0, 200.0, 30.0, 30.0, 30.0])
+    batch.frame_times = torch.tensor([0.25, 0.25, 0.75, 0.5, 0.5, 0.5])
+    batch.told = {TIME: torch.tensor([True] * 5 + [False]), VIEW: torch.ones(6, dtype=torch.bool)}
+    said = torch.tensor([0.5, 0.25, -0.5, 0.125])
+    trainer.turn.weight.data.zero_()
+    trainer.turn.bias.data.copy_(said)
+    missed = 0.0
+    for degrees in (0.0, 90.0, 200.0 - 270.0):
+        angle = math.radians(degrees)
+        true = torch.tensor([f(k * angle) for k in (1, 2) for f in (math.cos, math.sin)])
+        missed += float(((said - true) ** 2).sum()) / 2 / 3
+    loss = trainer.turn_loss(batch, trainer.contexts(batch))
+    assert float(loss.detach()) == pytest.approx(TURN_WEIGHT * missed, rel=1e-5)
+
+
 def test_a_step_trains_every_part(trainer, source):
     before = {name: value.clone() for name, value in trainer.modules.named_parameters()}
     losses = [trainer.train_step(source.batch(step, 2), 1.0, step) for step in range(3)]
@@ -166,7 +195,7 @@ def test_the_ordinary_loaders_read_the_export(trainer, source, vae, tmp_path):
     again = ImageTrainer(1e-3, 0.99)
     again.load_image_asset(folder)
     for name, value in trainer.modules.state_dict().items():
-        if not name.startswith("teacher."):
+        if not name.startswith(("teacher.", "turn.")):
             loaded = value.half().float()
             assert torch.equal(again.modules.state_dict()[name].float(), loaded), name
             assert torch.equal(again.ema[name].float(), loaded), name

@@ -1,8 +1,8 @@
 """The compiled CPU back end: one C++17 file, built on first use, called through ctypes.
 
-`encode` and `encode_sum` are differentiable twice: forward and first derivatives run in C++, derivatives of the first
-derivatives are routed to the PyTorch twin. The number of threads is ``torch.get_num_threads()`` and
-changes nothing in the results, bit for bit.
+`encode` and `encode_sum` are differentiable twice: forward and first derivatives run in C++,
+derivatives of the first derivatives are routed to the PyTorch twin. The number of threads is
+``torch.get_num_threads()`` and changes nothing in the results, bit for bit.
 """
 
 import ctypes

@@ -89,7 +89,9 @@ def hash_grid_encode_sum(
     _check_arguments(x_time, dynamic_params, dynamic_layout)
     tables, layouts = (static_params, dynamic_params), (static_layout, dynamic_layout)
     if can_sum(*layouts) and static_params.dtype == dynamic_params.dtype:
-        chosen = {_select(backend, params, layout) for params, layout in zip(tables, layouts, strict=True)}
+        chosen = {
+            _select(backend, params, layout) for params, layout in zip(tables, layouts, strict=True)
+        }
         if chosen == {triton_backend.encode}:
             return triton_backend.encode_sum(x_time.float(), tables, layouts)
         if chosen == {cpu_backend.encode} and cpu_backend.has_sum(layouts, static_params.dtype):
