@@ -124,7 +124,7 @@ def grid_cases(x: torch.Tensor, layouts: list[GridLayout], backend: str) -> dict
 
     def encode(at: torch.Tensor) -> torch.Tensor:
         if len(layouts) == 2:
-            return hash_grid_encode_sum(at[:, :3], at, *tables, *layouts, backend)
+            return hash_grid_encode_sum(at, *tables, *layouts, backend)
         return hash_grid_encode(at, tables[0], layouts[0], backend)
 
     features, features_of_points = encode(x), encode(points)

@@ -70,7 +70,6 @@ def hash_grid_encode(
 
 
 def hash_grid_encode_sum(
-    x: Float[Tensor, "n 3"],
     x_time: Float[Tensor, "n 4"],
     static_params: Float[Tensor, "p"],
     dynamic_params: Float[Tensor, "q"],
@@ -78,13 +77,14 @@ def hash_grid_encode_sum(
     dynamic_layout: GridLayout,
     backend: str = "auto",
 ) -> Float[Tensor, "n f"]:
-    """Sum of a 3D grid at x and a 4D grid at x_time: the features of 4D-fy, section 3.1.
+    """Sum of a 3D grid at points and a 4D grid at points and times: 4D-fy, section 3.1.
 
-    ``x_time`` are the points ``x`` with their times appended; gradients may reach either.
+    ``x_time`` are points with their times appended; the 3D grid reads the first three columns.
     The CPU kernel and Triton's compute both at once where the grids have the same scales; every
     other back end encodes twice and adds. Arguments, differentiability and errors otherwise as
     those of `hash_grid_encode`.
     """
+    x = x_time[:, :3]
     _check_arguments(x, static_params, static_layout)
     _check_arguments(x_time, dynamic_params, dynamic_layout)
     tables, layouts = (static_params, dynamic_params), (static_layout, dynamic_layout)

@@ -132,7 +132,7 @@ class HashGridSpatialTime(SpatialTimeEncoding):
             return self.encoding(x) + self.encode_time(in_time)
         space, time = self.encoding, self.encoding_time
         return hash_grid_encode_sum(
-            x, in_time, space.params, time.params, space.layout, time.layout, space.backend
+            in_time, space.params, time.params, space.layout, time.layout, space.backend
         )
 
 
