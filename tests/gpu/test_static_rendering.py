@@ -28,11 +28,15 @@ GRID = {
 }
 
 
-def make_parts():
+def make_parts(**grid):
     torch.manual_seed(0)
     network = {"otype": "VanillaMLP", "n_neurons": 32, "n_hidden_layers": 1}
     geometry = threestudio.find("implicit-volume")(
-        {"pos_encoding_config": GRID, "mlp_network_config": network, "normal_type": None}
+        {
+            "pos_encoding_config": {**GRID, **grid},
+            "mlp_network_config": network,
+            "normal_type": None,
+        }
     )
     material = threestudio.find("no-material")({"n_output_dims": 3, "color_activation": "sigmoid"})
     background = threestudio.find("solid-color-background")({"learned": True, "random_aug": True})
@@ -85,9 +89,10 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.parametrize("loop_time", [False, True])
 @pytest.mark.parametrize("name, config", CONFIGS)
-def test_a_step_does_not_wait_for_the_device(name, config):
-    parts = make_parts()
+def test_a_step_does_not_wait_for_the_device(name, config, loop_time):
+    parts = make_parts(loop_time=loop_time)
     renderer, arguments = build(name, parts, **config), batch()
 
     def step(number):

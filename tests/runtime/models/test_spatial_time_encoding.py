@@ -7,6 +7,8 @@ import torch
 from threestudio.models.networks import get_encoding
 from threestudio.models.spatial_time_encoding import LOOP_OVERLAP
 
+from tests.fixtures.device_waits import WatchForWaits
+
 GRID = {"n_levels": 4, "log2_hashmap_size": 8, "base_resolution": 4, "per_level_scale": 1.5}
 SUM = {"otype": "HashGridSpatialTime", **GRID}
 DEFORM = {
@@ -224,6 +226,26 @@ class TestLoopingTime:
         together = encoding(x, frame_times=times)
         alone = torch.cat([encoding(x[i : i + 1], frame_times=times[i]) for i in range(12)])
         torch.testing.assert_close(together, alone)
+
+    def test_a_gpus_way_is_the_same_without_asking_for_values(self):
+        encoding = make(SUM, loop_time=True).encoding
+        table, x = encoding.encoding_time.params, uniform(40, 3)
+        for times in (torch.linspace(0, 1.5, 40), torch.full((40,), 0.7)):
+            points = torch.cat((x, times[:, None]), dim=1).requires_grad_()
+            expected = encoding.encode_time(points)
+            wrapped = points[:, -1:].remainder(1.0)
+            raw = torch.cat((points[:, :-1], wrapped / (1 + LOOP_OVERLAP)), dim=1)
+            with WatchForWaits() as watch:
+                actual = encoding._faded_everywhere(encoding.encoding_time(raw), points, wrapped)
+            assert not watch.waits
+            torch.testing.assert_close(actual, expected)
+            grad = uniform(*actual.shape, seed=2)
+            for one, other in zip(
+                torch.autograd.grad(actual, (points, table), grad),
+                torch.autograd.grad(expected, (points, table), grad),
+                strict=True,
+            ):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_a_displacement_follows_the_features_behind_the_scaled_input():

@@ -10,7 +10,8 @@ Both take one scene time per point as a tensor argument. Shapes: n points, f fea
 F is asked for on a time axis that is d longer than the loop, and the surplus fades into the start.
 So P runs through t = 1 as it runs through any other time: both sides of the seam read, and train,
 the entries of F around 1 / (1 + d). Nothing is lost: F that repeats its first d at its end gives
-any loop at almost the same resolution in time. Only points with t < d cost a second look-up.
+any loop at almost the same resolution in time. On the CPU only points with t < d cost a second
+look-up; on a GPU all do, because to ask which ones those are would wait for the device.
 """
 
 from collections.abc import Mapping
@@ -76,6 +77,8 @@ class SpatialTimeEncoding(nn.Module, Updateable):
         times = x_frame_time[:, -1:].remainder(1.0)
         stretch = 1.0 + LOOP_OVERLAP
         features = self.encoding_time(torch.cat((x_frame_time[:, :-1], times / stretch), dim=1))
+        if x_frame_time.device.type != "cpu":
+            return self._faded_everywhere(features, x_frame_time, times)
         start = (times[:, 0] < LOOP_OVERLAP).nonzero()[:, 0]
         if start.numel() == 0:
             return features
@@ -86,6 +89,17 @@ class SpatialTimeEncoding(nn.Module, Updateable):
         ended = self.encoding_time(past_end)
         begun = features.index_select(0, start)
         return features.index_copy(0, start, torch.lerp(ended, begun, early / LOOP_OVERLAP))
+
+    def _faded_everywhere(
+        self,
+        features: Float[Tensor, "n f"],
+        x_frame_time: Float[Tensor, "n d_plus_1"],
+        times: Float[Tensor, "n 1"],
+    ) -> Float[Tensor, "n f"]:
+        """The same by fixed shapes: past the fade the second look-up has no weight."""
+        faded = times.clamp(max=LOOP_OVERLAP)
+        past_end = torch.cat((x_frame_time[:, :-1], (faded + 1.0) / (1.0 + LOOP_OVERLAP)), dim=1)
+        return torch.lerp(self.encoding_time(past_end), features, faded / LOOP_OVERLAP)
 
 
 class HashGridSpatialTime(SpatialTimeEncoding):
