@@ -92,6 +92,16 @@ def test_networks_together_have_their_own_output_activations(small_blocks):
     torch.testing.assert_close(second.flatten(0, 1), networks[1].layers(x).exp())
 
 
+def test_a_forward_pass_of_a_subclass_is_its_own(small_blocks):
+    class Doubled(VanillaMLP):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    networks, x = [VanillaMLP(4, 1, CONFIG), Doubled(4, 2, CONFIG)], normal(40, 4)
+    _, doubled = mlp.evaluate_together(networks, x)
+    torch.testing.assert_close(doubled, 2 * networks[1].layers(x))
+
+
 def test_a_network_without_blocks_lets_the_others_run_alone(small_blocks):
     networks = [VanillaMLP(4, 1, CONFIG), VanillaMLP(4, 2, {**CONFIG, "bias": True})]
     x = normal(40, 4)

@@ -73,8 +73,9 @@ class VanillaMLP(nn.Module):
                         parameter.uniform_(-bound, bound, generator=draws)
 
     def forward(self, x: Float[Tensor, "*batch dim_in"]) -> Float[Tensor, "*batch dim_out"]:
-        if self.blockable_weights(x):
-            return evaluate_together([self], x)[0]
+        weights = self.blockable_weights(x)
+        if weights:
+            return _in_blocks([self], [weights], x)[0]
         with torch.autocast(x.device.type, enabled=False):
             outputs = self.layers(x.to(next(self.layers.parameters()).dtype))
             return self.output_activation(outputs)
@@ -102,11 +103,17 @@ def evaluate_together(
     the inputs is made once; otherwise one network runs after the other.
     """
     weights = [
-        network.blockable_weights(x) if isinstance(network, VanillaMLP) else []
+        network.blockable_weights(x) if type(network).forward is VanillaMLP.forward else []
         for network in networks
     ]
     if not all(weights) or len({each[0].dtype for each in weights}) > 1:
         return [network(x) for network in networks]
+    return _in_blocks(networks, weights, x)
+
+
+def _in_blocks(
+    networks: Sequence[VanillaMLP], weights: list[list[Tensor]], x: Tensor
+) -> list[Tensor]:
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(weights[0][0].dtype)
         counts = tuple(len(each) for each in weights)

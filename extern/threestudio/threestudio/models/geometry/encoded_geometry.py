@@ -93,11 +93,11 @@ class EncodedGeometry(BaseImplicitGeometry):
         encoded: Float[Tensor, "n_points Ne"],
     ) -> tuple[Float[Tensor, "*N 1"], dict[str, Tensor]]:
         """What `network` makes of the encoding, and `_features`, in one pass where that is fast."""
-        networks = [network, *([self.feature_network] if self.cfg.n_feature_dims else [])]
-        field, *others = evaluate_together(networks, encoded)
         shape = points.shape[:-1]
-        features = [each.view(*shape, self.cfg.n_feature_dims) for each in others]
-        return field.view(*shape, 1), dict(zip(["features"], features, strict=False))
+        if self.cfg.n_feature_dims == 0:
+            return network(encoded).view(*shape, 1), {}
+        field, features = evaluate_together([network, self.feature_network], encoded)
+        return field.view(*shape, 1), {"features": features.view(*shape, self.cfg.n_feature_dims)}
 
     def _predicted_normal(
         self, points: Float[Tensor, "*N 3"], encoded: Float[Tensor, "n_points Ne"]
