@@ -26,15 +26,15 @@ GRID = {
     "per_level_scale": 1.5,
     "static": False,
 }
+NETWORK = {"otype": "VanillaMLP", "n_neurons": 32, "n_hidden_layers": 1}
 
 
 def make_parts(**grid):
     torch.manual_seed(0)
-    network = {"otype": "VanillaMLP", "n_neurons": 32, "n_hidden_layers": 1}
     geometry = threestudio.find("implicit-volume")(
         {
             "pos_encoding_config": {**GRID, **grid},
-            "mlp_network_config": network,
+            "mlp_network_config": NETWORK,
             "normal_type": None,
         }
     )
@@ -81,11 +81,20 @@ def gradient(parts, output):
     return torch.cat([g.flatten() for g in found if g is not None])
 
 
+PROPOSAL = {
+    "estimator": "proposal",
+    "proposal_network_config": {
+        "encoding_config": {"otype": "Frequency", "n_frequencies": 6},
+        "network_config": NETWORK,
+    },
+    "prop_optimizer_config": {"name": "Adam", "args": {"lr": 0.01}},
+}
 CONFIGS = [
     ("nerf-volume-renderer", {}),
     ("nerf-volume-renderer", {"prune_alpha_threshold": False}),
     ("nerf-volume-renderer", {"estimator": "importance"}),
     ("mask-nerf-volume-renderer", {"train_max_nums": 2000}),
+    ("nerf-volume-renderer", PROPOSAL),
 ]
 
 

@@ -86,13 +86,21 @@ def test_it_goes_on_to_the_same_bits(scheduler):
         assert torch.equal(mine, theirs)
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing():
+def test_a_gradient_that_is_not_finite_counts_as_zero():
     network = build()
     before = [parameter.clone() for parameter in network.parameters()]
     learn(network, 0, target=float("nan"))
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
     learn(network, 1)
     assert not all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
+
+
+def test_one_part_that_is_not_finite_stops_all_parts():
+    network = build(optimizer={"name": "SGD", "args": {"lr": 1.0}})
+    before = [parameter.clone() for parameter in network.parameters()]
+    first, *others = (p for p in network.parameters() if p.numel() > 0)
+    network.learn(first.sum() * float("inf") + sum(other.sum() for other in others))
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
 
 
 def test_all_ranks_learn_the_mean(tmp_path):

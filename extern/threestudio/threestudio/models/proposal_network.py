@@ -91,8 +91,8 @@ class ProposalNetwork(NetworkWithInputEncoding):
     def learn(self, loss: Float[Tensor, ""] | None) -> None:
         """Make one step of the optimizer; None stands for a rank that saw nothing.
 
-        The gradient is the mean over ranks, all of which have to call. A gradient that is not
-        finite is dropped.
+        The gradient is the mean over ranks, all of which have to call. One that is not finite
+        anywhere counts as zero: then only the optimizer's momentum moves weights.
         """
         parameters = [p for p in self.parameters() if p.requires_grad]
         gradients = [torch.zeros_like(p) for p in parameters]
@@ -103,8 +103,9 @@ class ProposalNetwork(NetworkWithInputEncoding):
             for gradient in gradients:
                 dist.all_reduce(gradient)
                 gradient /= dist.get_world_size()
-        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            self._move(parameters, gradients)
+        # A decision on the device: to ask whether to move would make the host wait in every step.
+        is_finite = torch.stack([gradient.isfinite().all() for gradient in gradients]).all()
+        self._move(parameters, [g.where(is_finite, torch.zeros_like(g)) for g in gradients])
 
     def _move(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         if self._pending is not None:

@@ -16,6 +16,16 @@ from tests.runtime.models.renderers.test_nerf_volume_renderer import (
 )
 
 IMAGES = ("comp_rgb", "comp_rgb_fg", "opacity", "depth", "z_variance")
+PROPOSAL = {
+    "estimator": "proposal",
+    "num_samples_per_ray": 8,
+    "num_samples_per_ray_proposal": 6,
+    "proposal_network_config": {
+        "encoding_config": {"otype": "Frequency", "n_frequencies": 2},
+        "network_config": {"otype": "VanillaMLP", "n_neurons": 8, "n_hidden_layers": 1},
+    },
+    "prop_optimizer_config": {"name": "SGD", "args": {"lr": 0.1}},
+}
 
 
 class Gem(Ball):
@@ -152,6 +162,7 @@ class TestNoWaits:
             {"sample_budget": 100, "prune_alpha_threshold": True},
             {"estimator": "importance", "num_samples_per_ray_importance": 6},
             {"return_normal_perturb": True},
+            PROPOSAL,
         ],
     )
     def test_nothing_in_a_step_depends_on_data(self, config):
@@ -223,23 +234,13 @@ def test_evaluation_is_that_of_the_dynamic_lists():
 
 
 def test_a_proposal_network_learns_the_same_from_either():
-    config = {
-        "estimator": "proposal",
-        "num_samples_per_ray": 8,
-        "num_samples_per_ray_proposal": 6,
-        "proposal_network_config": {
-            "encoding_config": {"otype": "Frequency", "n_frequencies": 2},
-            "network_config": {"otype": "VanillaMLP", "n_neurons": 8, "n_hidden_layers": 1},
-        },
-        "prop_optimizer_config": {"name": "SGD", "args": {"lr": 0.1}},
-    }
     rays = orbit_rays(2, 8, distance=1.9, fov_deg=100.0)
     states = []
     for sampler in ("dynamic", "static"):
-        renderer = build({**config, "sampler": sampler}, Gem({}))
+        renderer = build({**PROPOSAL, "sampler": sampler}, Gem({}))
         output = render(renderer, rays)
         hits = output["ray_indices"].unique().numel()
         assert (hits < 128) == (sampler == "dynamic")  # some rays see nothing
         states.append(torch.cat([p.flatten() for p in renderer.prop_net.parameters()]))
-    fresh = torch.cat([p.flatten() for p in build(config, Gem({})).prop_net.parameters()])
+    fresh = torch.cat([p.flatten() for p in build(PROPOSAL, Gem({})).prop_net.parameters()])
     assert torch.allclose(*states, rtol=1e-5, atol=1e-7) and not torch.equal(states[0], fresh)
