@@ -146,6 +146,28 @@ def project_points(
     return homogeneous[..., :2] / homogeneous[..., 2:], z_depth
 
 
+def seen_share(
+    points: Float[Tensor, "n 3"],
+    c2w: Float[Tensor, "m 4 4"],
+    intrinsics: Float[Tensor, "m 3 3"],
+    height: int,
+    width: int,
+) -> Float[Tensor, "n"]:
+    """Share of the different cameras in whose image each point lies, in [0, 1].
+
+    Equal cameras count once; what stands before a point does not matter. Memory is that of one
+    camera's projection.
+    """
+    cameras = torch.cat([c2w.flatten(1), intrinsics.flatten(1)], dim=1).unique(dim=0).to(points)
+    seen = torch.zeros_like(points[:, 0])
+    for camera in cameras:
+        pose, matrix = camera[:16].view(4, 4), camera[16:].view(3, 3)
+        pixels, z_depth = project_points(points, pose, matrix)
+        size = pixels.new_tensor([width, height])
+        seen += (z_depth > 0) & (pixels >= 0).all(dim=-1) & (pixels <= size).all(dim=-1)
+    return seen / len(cameras)
+
+
 def points_from_depth(
     rays_o: Float[Tensor, "*batch 3"],
     rays_d: Float[Tensor, "*batch 3"],

@@ -16,18 +16,21 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from threestudio.data.camera_config import validate_number
+from threestudio.models.estimators import OccupancyGridEstimator
 from threestudio.systems.base import BaseLift3DSystem
 from threestudio.systems.distillation import Distillation
 from threestudio.utils.misc import get_rank
 from threestudio.utils.rng import generator
 from torch import Tensor
 
+from custom.fourd.data.video_scene import VideoScene
 from custom.fourd.losses.reconstruction import (
     COLOR_LOSSES,
     color_loss,
     space_variation_loss,
     time_variation_loss,
 )
+from custom.fourd.ops.camera import seen_share
 from custom.fourd.renderers.scene import Scene
 
 from .reconstruction_evaluation import ReconstructionEvaluation
@@ -50,6 +53,11 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         """how far apart lambda_tv_space compares points, in shares of the box's half-width"""
         variation_time_step: float = 0.05
         """how far apart lambda_tv_time compares scene times"""
+        min_seen_share: float = 0.0
+        """of the training cameras: how many must have a place in their image for anything to be
+        there; 0: none. For rigs around something: in what few cameras see, nothing contradicts
+        clouds that hang before their lenses. Meshes, made without the renderer, keep what is
+        there"""
 
     cfg: Config
 
@@ -62,6 +70,9 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
             )
         for key in ("variation_step", "variation_time_step"):
             validate_number(getattr(self.cfg, key), f"system.{key}", 1e-6, 1)
+        validate_number(self.cfg.min_seen_share, "system.min_seen_share", 0, 1)
+        if self.cfg.min_seen_share > 0:
+            self._check_grid()
         if getattr(getattr(self.background, "cfg", None), "random_aug", False):
             raise ValueError(
                 "system.background.random_aug is true, but frames of a video have no alpha: a "
@@ -72,6 +83,32 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
     def scene(self) -> Scene:
         """The scene as it stands."""
         return Scene(self.geometry, self.material, self.background, self.renderer)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.cfg.min_seen_share > 0:
+            self._close_unseen_cells()
+
+    def _check_grid(self) -> None:
+        """Refuse renderers in which no place can be closed."""
+        grid = getattr(self.renderer, "estimator", None)
+        if not isinstance(grid, OccupancyGridEstimator) or not self.renderer.cfg.grid_prune:
+            raise ValueError(
+                f"system.min_seen_share is {self.cfg.min_seen_share:g}, but the renderer keeps no "
+                "occupancy grid in which places could be closed. Set "
+                "system.renderer.estimator=occgrid and system.renderer.grid_prune=true, or "
+                "system.min_seen_share=0."
+            )
+
+    def _close_unseen_cells(self) -> None:
+        """Declare places empty that too few of the training cameras see."""
+        grid = self.renderer.estimator
+        frames: VideoScene = self.trainer.datamodule.scene
+        rows = frames.train_rows()
+        cameras = frames.c2w[rows], frames.intrinsics[rows]
+        share = seen_share(grid.cell_centres, *cameras, frames.height, frames.width)
+        # A share of seven cameras is no exact number.
+        grid.close(share < self.cfg.min_seen_share - 1e-6)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Render a flat batch of n rays, each with its own time.

@@ -21,6 +21,7 @@ from custom.fourd.ops.camera import (
     points_from_depth,
     project_points,
     relative_distance,
+    seen_share,
     stop_and_sweep_path,
     turntable,
     turntable_azimuths,
@@ -229,3 +230,22 @@ def test_ndc_rays_run_through_the_images_of_their_points():
     assert torch.allclose(origins + parameter * directions, expected, atol=1e-12)
     # Parameter 1 is the far plane of the image of infinity.
     assert torch.allclose((origins + directions)[:, 2], torch.ones(50, dtype=torch.float64))
+
+
+def test_the_share_of_cameras_that_see_a_point():
+    """Two cameras on the z axis, 2 away on either side, that see 45 degrees to each edge."""
+    c2w = camera_from_orbit(torch.zeros(3), torch.tensor([0.0, 180.0, 180.0]), 2.0)
+    intrinsics = intrinsics_from_fovy(torch.full((3,), math.pi / 2), 10, 10)
+    towards_first = c2w[0, :3, 3] / 2
+    aside = torch.linalg.cross(towards_first, c2w[0, :3, 1])
+    points = torch.stack(
+        [
+            torch.zeros(3),
+            1.9 * towards_first,  # right before one lens
+            1.5 * towards_first + 0.6 * aside,  # beside the first one's image
+            2.5 * towards_first,  # behind the first
+            3.0 * aside,
+        ]
+    )
+    shares = seen_share(points, c2w, intrinsics, 10, 10)
+    assert shares.tolist() == [1.0, 1.0, 0.5, 0.5, 0.0]

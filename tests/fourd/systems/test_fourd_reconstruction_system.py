@@ -11,6 +11,7 @@ from threestudio.utils.checkpoint import load_checkpoint
 import custom.fourd  # noqa: F401 - registers the names
 from custom.fourd.data.camera_path import camera_path, transforms_json
 from custom.fourd.metrics.image_quality import psnr
+from custom.fourd.ops.camera import intrinsics_from_fovy, seen_share
 from custom.fourd.renderers.scene import load_scene
 from custom.fourd.world.grammar import parse_caption
 from custom.fourd.world.writers import write_dynerf
@@ -42,6 +43,21 @@ def run(videos, tmp_path_factory):
     result = fit(tmp_path_factory.mktemp("run"), videos)
     assert result.status == 0, result.errors
     return result
+
+
+def test_places_that_few_cameras_see_stay_empty(run, videos, tmp_path):
+    """The cameras see the whole box but its corners; near them something grows, unless closed."""
+    cut = fit(tmp_path, videos, "system.min_seen_share=1.0", steps=20)
+    assert cut.status == 0, cut.errors
+    capture = videos[1]
+    grids = [load_scene(each.checkpoint).renderer.estimator for each in (run, cut)]
+    rows = capture.camera_ids > 0
+    fovy = torch.full((int(rows.sum()),), capture.fovy_rad)
+    cameras = capture.c2w[rows], intrinsics_from_fovy(fovy, 32, 32)
+    unseen = seen_share(grids[0].cell_centres, *cameras, 32, 32) < 1
+    assert 0.01 < unseen.float().mean() < 0.5
+    assert grids[0].binaries.view(-1)[unseen].any()
+    assert not grids[1].binaries.view(-1)[unseen].any() and grids[1].binaries.any()
 
 
 def losses(run) -> list[float]:
@@ -142,6 +158,11 @@ def test_variation_terms_are_there_when_weighed():
         ({"color_loss": "l1"}, "system.color_loss is 'l1'; expected one of mse, charbonnier"),
         ({"variation_time_step": 2.0}, "system.variation_time_step has the value 2.0"),
         ({"background": {"random_aug": True}}, "frames of a video have no alpha"),
+        ({"min_seen_share": 2}, "system.min_seen_share has the value 2"),
+        (
+            {"min_seen_share": 0.5, "renderer": {"grid_prune": False}},
+            "min_seen_share is 0.5, but the renderer keeps no occupancy grid",
+        ),
     ],
 )
 def test_keys_that_cannot_work_are_named(keys, message):

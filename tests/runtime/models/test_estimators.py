@@ -57,6 +57,36 @@ def test_threshold_is_the_smaller_of_mean_and_bound():
     assert grid.mean_occupancy.item() == pytest.approx(0.5)
 
 
+class TestClosedCells:
+    def grid(self):
+        grid = OccupancyGridEstimator(BOX, 4)
+        grid.close((grid.cell_centres[:, 0] > 0) & (grid.cell_centres[:, 1] > 0))
+        return grid
+
+    def test_they_are_empty_from_the_first_step_on_and_after_updates(self):
+        grid = self.grid()
+        for step in (0, 300, 301):  # in the warm-up, and after it
+            assert not grid.binaries[0, 2:, 2:].any()
+            assert step > 0 or grid.binaries.sum() == 64 - 16
+            grid.update(lambda points, times: torch.ones(len(points), 1), step=step)
+        assert grid.binaries.sum() == 64 - 16 and (grid.occs < 0).sum() == 16
+
+    def test_the_mean_is_that_of_the_others(self):
+        grid = self.grid()
+        grid.update(lambda points, times: torch.full((len(points), 1), 0.004), step=0)
+        assert grid.mean_occupancy.item() == pytest.approx(0.004, rel=1e-4)
+
+    def test_a_checkpoint_carries_them(self):
+        again = OccupancyGridEstimator(BOX, 4)
+        again.load_state_dict(self.grid().state_dict())
+        again.update(corner_blob, step=0)
+        assert not again.binaries.any()
+
+    def test_centres_are_in_the_order_of_the_cells(self):
+        grid = OccupancyGridEstimator(torch.tensor([[0.0, 0.0, 0.0], [2.0, 4.0, 8.0]]), 2)
+        assert grid.cell_centres[:3].tolist() == [[0.5, 1, 2], [0.5, 1, 6], [0.5, 3, 2]]
+
+
 class TestAfterTheWarmUp:
     def cells_asked(self, step=300, resolution=16):
         grid = OccupancyGridEstimator(BOX, resolution)

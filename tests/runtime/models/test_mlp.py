@@ -1,5 +1,6 @@
 """Small networks: blocked evaluation equals the plain one in value, gradient and curvature."""
 
+import gc
 import math
 
 import pytest
@@ -129,6 +130,21 @@ def test_blocks_keep_no_hidden_activation(small_blocks):
         network(normal(64, 3))
     assert (64, 64) not in saved
     assert sorted(saved) == [(2, 64), (64, 3), (64, 3)]  # weights and the input
+
+
+def test_blocks_keep_none_outside_autograd_either(small_blocks):
+    network, x = VanillaMLP(3, 2, CONFIG), normal(64, 3)
+    before = live_tensors()
+    outputs = network(x)
+    kept = [tuple(t.shape) for key, t in live_tensors().items() if key not in before]
+    # Inputs and outputs have new names here and there; hidden activations would be 64 wide.
+    assert outputs.requires_grad and (64, 2) in kept and set(kept) <= {(64, 2), (64, 3)}
+
+
+def live_tensors():
+    """Every tensor that Python knows, by identity."""
+    gc.collect()
+    return {id(each): each for each in gc.get_objects() if type(each) is torch.Tensor}
 
 
 @pytest.mark.parametrize("needs_x", [False, True])

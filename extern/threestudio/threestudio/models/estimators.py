@@ -8,7 +8,7 @@ Shapes: ``R`` cells per axis, ``n_cells`` = R^3.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from threestudio.models.importance_sampling import ImportanceEstimator
@@ -26,7 +26,7 @@ class OccupancyGridEstimator(nn.Module):
     ``occs`` holds a decaying maximum of density times step length, ``binaries`` which cells exceed
     the threshold min(mean, ``threshold``). Names and shapes are those of nerfacc's estimator with
     one level, so upstream checkpoints load. A fresh grid is full: nothing is skipped before the
-    first update.
+    first update. Closed cells, ``occs`` -1, never hold anything.
     """
 
     def __init__(self, bbox: Float[Tensor, "2 3"], resolution: int = 32) -> None:
@@ -39,6 +39,18 @@ class OccupancyGridEstimator(nn.Module):
         self.register_buffer("aabbs", bbox.reshape(1, 6).clone())
         self.register_buffer("occs", torch.zeros(self.n_cells))
         self.register_buffer("binaries", torch.ones([1] + [resolution] * 3, dtype=torch.bool))
+
+    @torch.no_grad()
+    def close(self, cells: Bool[Tensor, "n_cells"]) -> None:
+        """Declare cells empty for good; checkpoints carry it."""
+        self.occs.masked_fill_(cells, -1.0)
+        self.binaries.logical_and_((self.occs >= 0).view_as(self.binaries))
+
+    @property
+    def cell_centres(self) -> Float[Tensor, "n_cells 3"]:
+        """In the world, in the order of ``occs``."""
+        cells = torch.arange(self.n_cells, device=self.occs.device)
+        return self._cell_corner(cells) + 0.5 * self._cell_size()
 
     @torch.no_grad()
     def update(
@@ -84,10 +96,12 @@ class OccupancyGridEstimator(nn.Module):
                 times = (index + phase) / n_times
             now = _in_chunks(occupancy_fn, points, times, chunk_size)
             values = now if values is None else torch.maximum(values, now)
+        is_closed = self.occs < 0
         decayed = self.occs.scatter(0, cells, self.occs[cells] * decay)
         # A cell may be asked twice; the larger answer wins, whatever the order.
-        self.occs.copy_(decayed.scatter_reduce(0, cells, values.to(decayed), "amax"))
-        limit = self.occs.mean().clamp(max=threshold)
+        found = decayed.scatter_reduce(0, cells, values.to(decayed), "amax")
+        self.occs.copy_(found.masked_fill(is_closed, -1.0))
+        limit = self.mean_occupancy.clamp(max=threshold)
         self.binaries.copy_((self.occs > limit).view_as(self.binaries))
 
     def _choose_cells(self, everything: bool, stream: torch.Generator) -> Tensor:
@@ -110,8 +124,9 @@ class OccupancyGridEstimator(nn.Module):
 
     @property
     def mean_occupancy(self) -> Float[Tensor, ""]:
-        """Mean of ``occs``: nerfacc's upper bound of the alpha threshold."""
-        return self.occs.mean()
+        """Mean of ``occs`` over open cells: nerfacc's upper bound of the alpha threshold."""
+        share_open = (self.occs >= 0).to(self.occs).mean()
+        return self.occs.clamp(min=0.0).mean() / share_open.clamp(min=1e-6)
 
 
 def _in_chunks(
