@@ -92,7 +92,9 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
     def _check_grid(self) -> None:
         """Refuse renderers in which no place can be closed."""
         grid = getattr(self.renderer, "estimator", None)
-        if not isinstance(grid, OccupancyGridEstimator) or not self.renderer.cfg.grid_prune:
+        marching = getattr(self.renderer, "base_renderer", self.renderer)
+        prunes = getattr(marching.cfg, "grid_prune", False)
+        if not (isinstance(grid, OccupancyGridEstimator) and prunes):
             raise ValueError(
                 f"system.min_seen_share is {self.cfg.min_seen_share:g}, but the renderer keeps no "
                 "occupancy grid in which places could be closed. Set "

@@ -170,6 +170,15 @@ def test_keys_that_cannot_work_are_named(keys, message):
         system(**keys)
 
 
+def test_blocks_of_a_renderer_keep_a_grid_too():
+    blocks = {"base_renderer": {"num_samples_per_ray": 8}}
+    keys = {"min_seen_share": 0.5, "renderer_type": "stable-nerf-volume-renderer"}
+    assert system(renderer=blocks, **keys).cfg.min_seen_share == 0.5
+    blocks["base_renderer"]["grid_prune"] = False
+    with pytest.raises(ValueError, match="keeps no occupancy grid"):
+        system(renderer=blocks, **keys)
+
+
 def test_rays_that_the_field_cannot_see_are_refused():
     fitted = system()
     rays = {"rays_o": torch.full((8, 3), 9.0), "rays_d": torch.eye(3)[[0] * 8], "near": 1.0,
