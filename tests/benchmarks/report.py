@@ -59,9 +59,17 @@ def _readable(name: str, folder: Path) -> str:
     return "md" if (folder / f"{name}.md").is_file() else "json"
 
 
+def _picture(name: str, folder: Path, shows: str) -> list[str]:
+    """The picture that is committed beside a result, if any."""
+    if not (folder / f"{name}.png").is_file():
+        return []
+    return [f"![{shows}](tests/benchmarks/results/{name}.png)", ""]
+
+
 def text_to_3d_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
     """Scenes from words against the truth."""
-    lines = [
+    shows = "Renders above the truth, for every prompt"
+    return [
         "**Scenes from words, against the truth** (PSNR in dB; white: an empty white image).",
         _source(name, report, folder),
         "",
@@ -69,18 +77,14 @@ def text_to_3d_lines(name: str, report: dict[str, Any], folder: Path) -> list[st
         "",
         *threshold_table(report),
         "",
+        *_picture(name, folder, shows),
     ]
-    if (folder / f"{name}.png").is_file():
-        lines += [
-            f"![Renders above the truth, for every prompt](tests/benchmarks/results/{name}.png)",
-            "",
-        ]
-    return lines
 
 
 def text_to_4d_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
     """Moving scenes from words against the truth."""
-    lines = [
+    shows = "Renders above the truth, time to the right, for every prompt"
+    return [
         "**Moving scenes from words, against the truth** (PSNR in dB over 8 cameras and 16 times; "
         "best static: the best picture that does not move; stage 1: the scene before it moved).",
         _source(name, report, folder),
@@ -89,14 +93,8 @@ def text_to_4d_lines(name: str, report: dict[str, Any], folder: Path) -> list[st
         "",
         *threshold_table(report),
         "",
+        *_picture(name, folder, shows),
     ]
-    if (folder / f"{name}.png").is_file():
-        lines += [
-            "![Renders above the truth, time to the right, for every prompt]"
-            f"(tests/benchmarks/results/{name}.png)",
-            "",
-        ]
-    return lines
 
 
 def sample_multiview_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
@@ -131,7 +129,8 @@ def sample_edit_lines(name: str, report: dict[str, Any], folder: Path) -> list[s
 
 def edit_4d_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
     """Edited scenes against the true edited world."""
-    lines = [
+    shows = "Original, edited and truth, time to the right, whole and frame by frame"
+    return [
         "**Moving scenes edited by a sentence, against the true edited world** (PSNR in dB on the "
         "held-out camera over 16 times; the ratios are explained in the linked file).",
         _source(name, report, folder),
@@ -140,19 +139,14 @@ def edit_4d_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
         "",
         *edit_4d_report.ablation_table(report),
         "",
+        *_picture(name, folder, shows),
     ]
-    if (folder / f"{name}.png").is_file():
-        lines += [
-            "![Original, edited and truth, time to the right, whole and frame by frame]"
-            f"(tests/benchmarks/results/{name}.png)",
-            "",
-        ]
-    return lines
 
 
 def time_view_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:
     """Time and view control against the truth."""
-    lines = [
+    shows = "Generated cells above the truth, time to the right, from two views"
+    return [
         "**Time and view of a frozen image model, against the truth** (PSNR in dB over unseen "
         "cells; methods and errors are explained in the linked file).",
         _source(name, report, folder),
@@ -161,14 +155,8 @@ def time_view_lines(name: str, report: dict[str, Any], folder: Path) -> list[str
         "",
         *time_view_report.method_table(report),
         "",
+        *_picture(name, folder, shows),
     ]
-    if (folder / f"{name}.png").is_file():
-        lines += [
-            "![Generated cells above the truth, time to the right, from two views]"
-            f"(tests/benchmarks/results/{name}.png)",
-            "",
-        ]
-    return lines
 
 
 def time_view_ablations_lines(name: str, report: dict[str, Any], folder: Path) -> list[str]:

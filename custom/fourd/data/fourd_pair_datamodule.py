@@ -6,7 +6,6 @@ made. Pairs of one video are what an implicit-motion codec learns from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +16,9 @@ from omegaconf import DictConfig
 from threestudio.data.camera_config import plain_list, validate_count, validate_number
 from threestudio.data.camera_sampling import ItemSpan
 from threestudio.utils.config import parse_structured
-from threestudio.utils.misc import get_rank
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
+from .batch_places import BatchPlaces
 from .frame_encoders import KINDS_OF_FEATURES, features_identity, latents_identity
 from .grid_cache import open_cache
 from .grid_cells import GridCells
@@ -116,40 +115,21 @@ class FourdPairDataModuleConfig:
     """scored pairs whose view varies do so by at least this, in azimuth or elevation, degrees"""
 
 
-class PairDataset(IterableDataset):
+class PairDataset(BatchPlaces):
     """An endless stream of batches of pairs, from the trainer's step on; see `collate`."""
 
     def __init__(self, cfg: Any, sources: list[CellSource], sampler: PairSampler) -> None:
         super().__init__()
         self.cfg, self.sources, self.sampler = cfg, sources, sampler
         self.memory = CellMemory(int(cfg.cache_mib * 2**20))
-        self.start_step, self.batches_per_step = 0, 1
-        self.rank, self.world_size = get_rank(), 1
-
-    def attach_trainer(self, trainer: pl.Trainer | None) -> None:
-        """Take the place in the run (first step, rank, accumulation) from a trainer, if any."""
-        if trainer is None:
-            return
-        self.start_step = int(trainer.global_step)
-        self.batches_per_step = int(trainer.accumulate_grad_batches)
-        self.rank, self.world_size = int(trainer.global_rank), int(trainer.world_size)
-
-    def __iter__(self) -> Iterator[dict[str, int]]:
-        """Yield the places of the batches to come, without end."""
-        step = self.start_step
-        while True:
-            for batch_in_step in range(self.batches_per_step):
-                yield {"step": step, "batch_in_step": batch_in_step}
-            step += 1
 
     def collate(self, place: dict[str, int]) -> dict[str, Any]:
         """Return the pairs of a place, a pure function of the seed and of it.
 
         Random: see `PairSampler.draw`, `draw_backgrounds` and `draw_jitter`.
         """
-        size, n_shards = self.cfg.batch_size, self.batches_per_step * self.world_size
-        shard = place.get("batch_in_step", 0) * self.world_size + self.rank
-        span = ItemSpan(place["step"], shard * size, size, n_shards * size)
+        size = self.cfg.batch_size
+        span = ItemSpan(place["step"], self.shard(place) * size, size, self.n_shards * size)
         backgrounds = draw_backgrounds(plain(self.cfg.background), span)
         strength = self.cfg.colour_jitter
         jitter = draw_jitter(strength, span) if strength else None

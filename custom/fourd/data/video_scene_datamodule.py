@@ -5,7 +5,6 @@ A reader derives from `VideoSceneDataModule` and says how its files become a `Vi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +16,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from threestudio.data.camera_config import validate_count, validate_number
 from threestudio.utils.config import parse_structured
-from threestudio.utils.misc import get_rank
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
+from .batch_places import BatchPlaces
 from .ray_batches import RaySampler, SamplingOptions, frame_batch
 from .video_frames import FrameSource, parse_frame_list, read_frames
 from .video_scene import VideoScene
@@ -55,35 +54,16 @@ class VideoSceneDataModuleConfig:
     """held-out frames that validation renders, spread evenly over them; the test renders all"""
 
 
-class VideoRayDataset(IterableDataset):
+class VideoRayDataset(BatchPlaces):
     """An endless stream of ray batches, one per step, from the trainer's step on."""
 
     def __init__(self, sampler: RaySampler) -> None:
         super().__init__()
         self.sampler = sampler
-        self.start_step, self.batches_per_step = 0, 1
-        self.rank, self.world_size = get_rank(), 1
-
-    def attach_trainer(self, trainer: pl.Trainer | None) -> None:
-        """Take the place in the run (first step, rank, accumulation) from a trainer, if any."""
-        if trainer is None:
-            return
-        self.start_step = int(trainer.global_step)
-        self.batches_per_step = int(trainer.accumulate_grad_batches)
-        self.rank, self.world_size = int(trainer.global_rank), int(trainer.world_size)
-
-    def __iter__(self) -> Iterator[dict[str, int]]:
-        """Yield the places of the batches to come, without end."""
-        step = self.start_step
-        while True:
-            for batch_in_step in range(self.batches_per_step):
-                yield {"step": step, "batch_in_step": batch_in_step}
-            step += 1
 
     def collate(self, place: dict[str, int]) -> dict[str, Any]:
         """Return the rays of a place; see `RaySampler.batch`."""
-        shard = place.get("batch_in_step", 0) * self.world_size + self.rank
-        return self.sampler.batch(place["step"], shard)
+        return self.sampler.batch(place["step"], self.shard(place))
 
 
 class VideoFrameDataset(Dataset):
