@@ -28,7 +28,7 @@ from custom.fourd.mappers.text_injection import TextInjection, unit_length
 TIME_HARMONICS, AZIMUTH_HARMONICS = (1, 2), (1, 2)
 BYPASS_SHARE = 0.5
 """Of the samples: told by base and bypass; the others by the base alone."""
-NOISY_SHARE, MOST_NOISE = 0.35, 0.8
+NOISY_SHARE, MOST_NOISE = 0.7, 4.0
 """Of the codes: disturbed by a random direction of up to this length, theirs being 1. A mapper's
 words begin far from any code, and must still be heard."""
 
