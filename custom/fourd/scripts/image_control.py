@@ -28,9 +28,9 @@ from custom.fourd.mappers.text_injection import TextInjection, unit_length
 TIME_HARMONICS, AZIMUTH_HARMONICS = (1, 2), (1, 2)
 BYPASS_SHARE = 0.5
 """Of the samples: told by base and bypass; the others by the base alone."""
-NOISY_SHARE, MOST_NOISE = 0.7, 4.0
-"""Of the codes: disturbed by a random direction of up to this length, theirs being 1. A mapper's
-words begin far from any code, and must still be heard."""
+NOISY_SHARE, MOST_NOISE, WARM_NOISE = 0.7, 4.0, 0.8
+"""Of the codes: disturbed by a random direction of up to this length, theirs being 1, in the
+training and in its warm-up. A mapper's words begin far from any code, and must still be heard."""
 
 
 class ControlTeacher(nn.Module):
@@ -67,6 +67,7 @@ def taught_contexts(
     told: Mapping[str, Bool[Tensor, "b"]],
     n_layers: int,
     generator: torch.Generator | None = None,
+    most_noise: float = MOST_NOISE,
 ) -> LayerContexts:
     """Keys and values of prompts whose placeholders carry codes where they are told.
 
@@ -78,6 +79,7 @@ def taught_contexts(
         n_layers: of the denoiser; all are given the same.
         generator: source of disturbances and of the choice of bypasses; None leaves all codes as
             they are.
+        most_noise: length of the largest disturbance.
     """
     words = {}
     for placeholder, code in codes.items():
@@ -86,7 +88,7 @@ def taught_contexts(
         if generator is not None:
             noise = torch.randn(code.shape, generator=generator).to(device)
             drawn = torch.rand((3, len(code), 1), generator=generator).to(device)
-            size = MOST_NOISE * drawn[0] * (drawn[1] < NOISY_SHARE)
+            size = most_noise * drawn[0] * (drawn[1] < NOISY_SHARE)
             code = unit_length(code + size.unsqueeze(-1) * unit_length(noise))
             has_bypass = drawn[2] < BYPASS_SHARE
         table = injection.encoder.embeddings.token_embedding.weight

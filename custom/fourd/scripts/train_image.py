@@ -52,7 +52,13 @@ from .embedded_training import (
     train_or_export,
 )
 from .image_batches import ImageBatch, PairSource
-from .image_control import ControlTeacher, harmonics, taught_contexts
+from .image_control import (
+    MOST_NOISE,
+    WARM_NOISE,
+    ControlTeacher,
+    harmonics,
+    taught_contexts,
+)
 from .local_queries import look_at_squares
 from .make_family import make_tokenizer
 from .muon import Muon
@@ -103,13 +109,13 @@ class ImageTrainer(Trainer):
         )
         self.injection = TextInjection(self.text_encoder, self.tokenizer, SUPER_CATEGORIES)
 
-    def contexts(self, batch: ImageBatch) -> LayerContexts:
+    def contexts(self, batch: ImageBatch, most_noise: float = MOST_NOISE) -> LayerContexts:
         """Keys and values of a batch's prompts, with the teacher's codes where they are told."""
         azimuths = torch.deg2rad(batch.azimuths_deg)
         codes = self.teacher(batch.frame_times.to(self.device), azimuths.to(self.device))
         prompts = [Composition().prompt(caption) for caption in batch.captions]
         return taught_contexts(
-            self.injection, prompts, codes, batch.told, self.n_layers, batch.generator
+            self.injection, prompts, codes, batch.told, self.n_layers, batch.generator, most_noise
         )
 
     def image_prompt(self, batch: ImageBatch) -> dict:
@@ -223,7 +229,7 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
         states, pooled, of_class = (part.to(trainer.device) for part in knowledge)
         if step == 0:
             mean = of_class.mean(dim=0)
-        contexts = trainer.contexts(batch)
+        contexts = trainer.contexts(batch, WARM_NOISE)
         ours = trainer.unet.add_embedding(contexts.pooled)
         wanted = pooled + of_class - mean
         missed = functional.mse_loss(ours, wanted) / wanted.var(dim=0).mean()

@@ -109,6 +109,9 @@ def test_disturbances_are_drawn_and_teach_the_base_alone(injection, teacher):
     off = ((row - calm).norm(dim=-1) / calm.norm()).detach()
     assert float((off < 1e-4).float().mean()) == pytest.approx(1 - NOISY_SHARE, abs=0.17)
     assert float(off.max()) > 0.1
+    g = torch.Generator().manual_seed(0)
+    less = taught_contexts(injection, text, codes, heard, 1, g, 0.1).keys[0, :, 2]
+    assert float((less - calm).norm(dim=-1).max()) < 0.5 * float((row - calm).norm(dim=-1).max())
 
 
 def test_gradients_reach_the_teacher(injection, teacher):

@@ -19,6 +19,7 @@ from custom.fourd.scripts import embedded_training, train_image
 from custom.fourd.scripts.embedded_models import IMAGE_FACTS, build_video_unet
 from custom.fourd.scripts.embedded_training import Trainer, committed_autoencoder
 from custom.fourd.scripts.image_batches import PairSource
+from custom.fourd.scripts.image_control import WARM_NOISE
 from custom.fourd.scripts.make_family import ASSETS
 from custom.fourd.scripts.render_pairs import main as render_main
 from custom.fourd.scripts.train_image import (
@@ -98,7 +99,7 @@ def test_the_warm_up_teaches_the_text_what_the_class_vector_said(trainer, source
     def miss():
         batch = source.batch(5, 8)
         with torch.no_grad():
-            ours = trainer.unet.add_embedding(trainer.contexts(batch).pooled)
+            ours = trainer.unet.add_embedding(trainer.contexts(batch, WARM_NOISE).pooled)
             constant = trainer.unet.time_embedding.linear_2.bias
             old = knowledge.unet.time_embedding.linear_2.bias
             return float((ours + constant - old - wanted).square().mean() / wanted.var())
