@@ -5,11 +5,12 @@
 
 Stage 1 is trained for some steps first, so that the occupancy is that of a scene. Then the steps of
 stage 3, view groups and clips by turns, are timed with the embedded priors and without guidance,
-where a plain mean of the squared image stands for it, on each back end of the hash grid. Peak
-memory is what a GPU allocated at most in a case; on a CPU it is the process's so far. `--clip`
-times clips of 16 frames at 288 x 160 alone, without guidance, in the published grid: the rendering
-of a video step. `--cpu-time` counts the time that the process itself was running, for one thread on
-a busy machine. `--write` stores the report under tests/benchmarks/results/.
+where a plain mean of the squared image stands for it, on each back end of the hash grid; without
+guidance also with each sampler, nerfacc's where it is installed beside a GPU. Peak memory is what a
+GPU allocated at most in a case; on a CPU it is the process's so far. `--clip` times clips of 16
+frames at 288 x 160 alone, without guidance, in the published grid: the rendering of a video step.
+`--cpu-time` counts the time that the process itself was running, for one thread on a busy machine.
+`--write` stores the report under tests/benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from step_clock import StepClock, bare_loop, lines_of, plan, warm_up_steps  # no
 STAGE_1 = "custom/configs/fourdfy_stage_1.yaml"
 STAGE_3 = "custom/configs/fourdfy_stage_3.yaml"
 BACKEND = "system.geometry.pos_encoding_config.backend"
+SAMPLER = "system.renderer.sampler"
 RENDERING = ("rendering, forward", "rendering, backward")
 PUBLISHED_GRID = (
     "system.geometry.pos_encoding_config.n_levels=16",
@@ -72,11 +74,17 @@ def scene_at_rest(given: list[str], n_steps: int, device: torch.device, folder: 
 
 
 def measure(
-    arguments: argparse.Namespace, given: list[str], folder: Path, backend: str, guided: bool
+    arguments: argparse.Namespace,
+    given: list[str],
+    folder: Path,
+    backend: str,
+    sampler: str,
+    guided: bool,
 ) -> dict[str, Any]:
     """Take the steps of one case; return its times by kind of step, its rates and its memory."""
     device = torch.device(arguments.device)
-    cfg = plan(ROOT, STAGE_3, [*given, f"{BACKEND}={backend}"], folder)
+    own = [f"{BACKEND}={backend}", f"{SAMPLER}={sampler}"]
+    cfg = plan(ROOT, STAGE_3, [*given, *own], folder)
     clock = StepClock(device, arguments.cpu_time)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -87,6 +95,7 @@ def measure(
     rays = sum(step["rays"] for step in steps)
     return {
         "backend": backend,
+        "sampler": sampler,
         "guided": guided,
         "tables": {"all": clock.table(), **{kind: clock.table(kind) for kind in kinds}},
         "steps_of_kind": {kind: len(clock.kept(kind)) for kind in kinds},
@@ -110,7 +119,7 @@ def text_of(case: dict[str, Any]) -> list[str]:
     title = "with the embedded priors" if case["guided"] else "without guidance"
     counts = ", ".join(f"{count} {kind}" for kind, count in case["steps_of_kind"].items())
     return [
-        f"## Grid back end {case['backend']}, {title}",
+        f"## Grid back end {case['backend']}, sampler {case['sampler']}, {title}",
         "",
         *lines_of(case["tables"]),
         "",
@@ -132,6 +141,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=60, help="steps of each case")
     parser.add_argument("--stage-1-steps", type=int, default=60, help="steps of the scene at rest")
     parser.add_argument("--backends", nargs="+", help="of the hash grid; default: all but the twin")
+    parser.add_argument("--samplers", nargs="+", help="of the renderer; default: auto and nerfacc")
     parser.add_argument("--clip", action="store_true", help="16 frames at 288 x 160, no guidance")
     parser.add_argument("--cpu-time", action="store_true", help="count process time, not wall time")
     parser.add_argument("--write", action="store_true", help="store the report under results/")
@@ -149,6 +159,25 @@ def default_backends(device: torch.device) -> list[str]:
     return [name for name in found if name != "torch"] or found
 
 
+def default_samplers(device: torch.device) -> list[str]:
+    """Return what the renderer takes by itself, and nerfacc where it can march."""
+    from threestudio.stand_ins.finder import is_installed
+
+    has_nerfacc = device.type == "cuda" and is_installed("nerfacc")
+    return ["auto", "nerfacc"] if has_nerfacc else ["auto"]
+
+
+def cases_of(
+    backends: list[str], samplers: list[str], with_guidance: bool
+) -> list[tuple[str, str, bool]]:
+    """Return back end, sampler and whether the priors guide of every case.
+
+    What the priors take does not depend on the sampler: they guide with the first alone.
+    """
+    guided = [(backend, samplers[0], True) for backend in backends if with_guidance]
+    return guided + [(backend, sampler, False) for backend in backends for sampler in samplers]
+
+
 def main() -> None:
     """Run from the command line."""
     arguments = parse_arguments()
@@ -164,9 +193,10 @@ def main() -> None:
         folder = Path(name)
         weights = scene_at_rest(given, arguments.stage_1_steps, device, folder)
         given = [f"system.weights={weights}", *(CLIPS if arguments.clip else ()), *given]
-        for backend in arguments.backends or default_backends(device):
-            for guided in (False,) if arguments.clip else (True, False):
-                cases.append(measure(arguments, given, folder, backend, guided))
+        backends = arguments.backends or default_backends(device)
+        samplers = arguments.samplers or default_samplers(device)
+        for backend, sampler, guided in cases_of(backends, samplers, not arguments.clip):
+            cases.append(measure(arguments, given, folder, backend, sampler, guided))
     what = "stage_3_clip" if arguments.clip else "stage_3_step"
     lines = [
         f"# One step of stage 3, {facts['date']}",

@@ -225,3 +225,19 @@ def test_each_explains_itself_from_any_folder(name, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "usage:" in result.stdout
+
+
+def test_a_stage_3_step_is_timed_with_every_sampler_and_guided_by_the_first(load, monkeypatch):
+    script = load("stage_3_step")
+    assert script.cases_of(["cpu", "torch"], ["auto", "nerfacc"], True) == [
+        ("cpu", "auto", True),
+        ("torch", "auto", True),
+        ("cpu", "auto", False),
+        ("cpu", "nerfacc", False),
+        ("torch", "auto", False),
+        ("torch", "nerfacc", False),
+    ]
+    assert not any(guided for *_, guided in script.cases_of(["cpu"], ["auto"], False))
+    monkeypatch.setattr("threestudio.stand_ins.finder.is_installed", lambda name: True)
+    assert script.default_samplers(torch.device("cuda")) == ["auto", "nerfacc"]
+    assert script.default_samplers(torch.device("cpu")) == ["auto"]
