@@ -188,6 +188,17 @@ def markdown(report: Mapping[str, Any], circumstances: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _fitted(image: Any, width: int, height: int) -> Any:
+    """The picture at that height, white to the right where it has fewer cells than others."""
+    import cv2
+    import numpy as np
+
+    own = min(width, round(image.shape[1] * height / image.shape[0]))
+    whole = np.full((height, width, 3), 255, np.uint8)
+    whole[:, :own] = cv2.resize(image, (own, height), interpolation=cv2.INTER_AREA)
+    return whole
+
+
 def write_contact_sheet(path: Path, strips: Mapping[str, Path], strip_rows: int = 2) -> None:
     """Join the strips of all prompts in two columns, as large as the size limit allows.
 
@@ -205,8 +216,7 @@ def write_contact_sheet(path: Path, strips: Mapping[str, Path], strip_rows: int 
             image = cv2.imread(str(strip))
             if image is None:
                 raise ValueError(f"{strip} is no readable picture; delete its line and run again.")
-            size = (cell_px * VIEWS_PER_STRIP, cell_px * strip_rows)
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            image = _fitted(image, cell_px * VIEWS_PER_STRIP, cell_px * strip_rows)
             label = np.full((18, image.shape[1], 3), 255, np.uint8)
             font = cv2.FONT_HERSHEY_SIMPLEX
             cv2.putText(label, prompt, (4, 13), font, 0.42, (0, 0, 0), 1, cv2.LINE_AA)

@@ -175,6 +175,23 @@ def test_the_contact_sheet_stays_below_its_limit(load, tmp_path):
     assert width % (2 * module.VIEWS_PER_STRIP) == 0
 
 
+def test_a_strip_of_few_cells_is_not_stretched(load, tmp_path):
+    import cv2
+    import numpy as np
+
+    module = load("text_to_3d_report")
+    black = np.zeros((128, 64, 3), dtype=np.uint8)  # one render above its truth
+    cv2.imwrite(str(tmp_path / "one.png"), black)
+    cv2.imwrite(str(tmp_path / "row.png"), np.tile(black, (1, module.VIEWS_PER_STRIP, 1)))
+    strips = {name: tmp_path / f"{name}.png" for name in ("one", "row")}
+    module.write_contact_sheet(tmp_path / "sheet.png", strips)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))[20:]  # below the labels
+    half = sheet.shape[1] // 2
+    cell = half // module.VIEWS_PER_STRIP
+    assert not sheet[:, :cell].any() and (sheet[:, cell:half] == 255).all()
+    assert not sheet[:, half:].any()
+
+
 def test_a_step_is_divided_into_parts_that_sum_to_it(load):
     module = load("step_clock")
     clock = module.StepClock()
