@@ -15,6 +15,7 @@ from threestudio.systems.base import BaseSystem
 from threestudio.utils import rng
 from threestudio.utils.base import BaseModule, Updateable
 from threestudio.utils.config import load_config, parse_structured
+from threestudio.utils.misc import get_rank
 from torch.utils.data import DataLoader, IterableDataset
 
 
@@ -139,6 +140,8 @@ class TinySystem(BaseSystem):
         )
 
     def on_test_epoch_end(self):
+        if get_rank() != 0:  # only rank 0 writes pictures; here they may not lie there yet
+            return
         folder = f"it{self.true_global_step}-test"
         self.save_json(f"{folder}.json", {"views": len(os.listdir(self.get_save_path(folder)))})
 
