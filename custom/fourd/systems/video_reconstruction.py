@@ -13,16 +13,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import threestudio
 import torch
 from jaxtyping import Float
 from threestudio.data.camera_config import validate_number
 from threestudio.models.estimators import OccupancyGridEstimator
+from threestudio.models.spatial_time_encoding import SpatialTimeEncoding
 from threestudio.systems.base import BaseLift3DSystem
 from threestudio.systems.distillation import Distillation
 from threestudio.utils.misc import get_rank
 from threestudio.utils.rng import generator
 from torch import Tensor
 
+from custom.fourd.data.motion_hull import moving_share
 from custom.fourd.data.video_scene import VideoScene
 from custom.fourd.losses.reconstruction import (
     COLOR_LOSSES,
@@ -58,6 +61,11 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         there; 0: none. For rigs around something: in what few cameras see, nothing contradicts
         clouds that hang before their lenses. Meshes, made without the renderer, keep what is
         there"""
+        min_moving_share: float = 0.0
+        """of the training cameras that see a place: how many must see something change there for
+        it to move; elsewhere the field is the same at all times, whatever noise its frames have.
+        0: everything may move. For fixed cameras; places are the cells of the encoding's
+        motion_cells"""
 
     cfg: Config
 
@@ -71,8 +79,11 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         for key in ("variation_step", "variation_time_step"):
             validate_number(getattr(self.cfg, key), f"system.{key}", 1e-6, 1)
         validate_number(self.cfg.min_seen_share, "system.min_seen_share", 0, 1)
+        validate_number(self.cfg.min_moving_share, "system.min_moving_share", 0, 1)
         if self.cfg.min_seen_share > 0:
             self._check_grid()
+        if self.cfg.min_moving_share > 0:
+            self._encoding_in_time()
         if getattr(getattr(self.background, "cfg", None), "random_aug", False):
             raise ValueError(
                 "system.background.random_aug is true, but frames of a video have no alpha: a "
@@ -88,6 +99,8 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         super().on_fit_start()
         if self.cfg.min_seen_share > 0:
             self._close_unseen_cells()
+        if self.cfg.min_moving_share > 0:
+            self._hold_still()
 
     def _check_grid(self) -> None:
         """Refuse renderers in which no place can be closed."""
@@ -111,6 +124,29 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         share = seen_share(grid.cell_centres, *cameras, frames.height, frames.width)
         # A share of seven cameras is no exact number.
         grid.close(share < self.cfg.min_seen_share - 1e-6)
+
+    def _encoding_in_time(self) -> SpatialTimeEncoding:
+        """The part of the geometry that can be held still."""
+        parts = (part for part in self.geometry.modules() if isinstance(part, SpatialTimeEncoding))
+        found = next((part for part in parts if part.moves is not None), None)
+        if found is None or getattr(self.geometry, "unbounded", False):
+            raise ValueError(
+                f"system.min_moving_share is {self.cfg.min_moving_share:g}, but the geometry has no "
+                "cells of a box that could be held still. Set "
+                "system.geometry.pos_encoding_config.motion_cells, 32 for example, with otype "
+                "HashGridSpatialTime, or system.min_moving_share=0."
+            )
+        return found
+
+    def _hold_still(self) -> None:
+        """Let time count only where enough of the training cameras see something change."""
+        encoding = self._encoding_in_time()
+        low, high = self.geometry.bbox
+        points = low + encoding.motion_cell_centres * (high - low)
+        share = moving_share(points, self.trainer.datamodule.scene)
+        moves = share >= self.cfg.min_moving_share - 1e-6
+        encoding.moves.copy_(moves.view_as(encoding.moves))
+        threestudio.info("%.0f%% of the box may move", 100 * float(moves.float().mean()))
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Render a flat batch of n rays, each with its own time.

@@ -45,10 +45,34 @@ def run(videos, tmp_path_factory):
     return result
 
 
-def test_places_that_few_cameras_see_stay_empty(run, videos, tmp_path):
+@pytest.fixture(scope="module")
+def cut(videos, tmp_path_factory):
+    """A run in which places are closed or held still."""
+    result = fit(
+        tmp_path_factory.mktemp("cut"), videos, "system.min_seen_share=1.0",
+        "system.min_moving_share=0.5", "system.geometry.pos_encoding_config.motion_cells=16",
+        steps=20,
+    )  # fmt: skip
+    assert result.status == 0, result.errors
+    return result
+
+
+def test_places_where_nothing_changes_are_held_still(cut, run):
+    """The checkpoint knows them: there and only there density is the same at all times."""
+    geometry = load_scene(cut.checkpoint).geometry
+    encoding = geometry.encoding.encoding
+    assert 0.02 < encoding.moves.float().mean() < 0.9
+    low, high = geometry.bbox
+    points = low + encoding.motion_cell_centres * (high - low)
+    density = [geometry.forward_density(points, torch.full((len(points),), t)) for t in (0.0, 0.7)]
+    differs = (density[0] != density[1]).flatten()
+    moves = encoding.moves.flatten()
+    assert not differs[~moves].any() and differs[moves].float().mean() > 0.9
+    assert load_scene(run.checkpoint).geometry.encoding.encoding.moves is None
+
+
+def test_places_that_few_cameras_see_stay_empty(run, cut, videos):
     """The cameras see the whole box but its corners; near them something grows, unless closed."""
-    cut = fit(tmp_path, videos, "system.min_seen_share=1.0", steps=20)
-    assert cut.status == 0, cut.errors
     capture = videos[1]
     grids = [load_scene(each.checkpoint).renderer.estimator for each in (run, cut)]
     rows = capture.camera_ids > 0
@@ -162,6 +186,11 @@ def test_variation_terms_are_there_when_weighed():
         (
             {"min_seen_share": 0.5, "renderer": {"grid_prune": False}},
             "min_seen_share is 0.5, but the renderer keeps no occupancy grid",
+        ),
+        ({"min_moving_share": -1}, "system.min_moving_share has the value -1"),
+        (
+            {"min_moving_share": 0.5},
+            "min_moving_share is 0.5, but the geometry has no cells .*motion_cells, 32 for example",
         ),
     ],
 )

@@ -255,3 +255,43 @@ def test_a_displacement_follows_the_features_behind_the_scaled_input():
     torch.testing.assert_close(features, encoding(x, frame_times=times))
     torch.testing.assert_close(features[:, :3], 2 * x - 1)
     torch.testing.assert_close(displacement, encoding.encoding(x, times, out_all=True)[1])
+
+
+class TestMotionCells:
+    def test_everything_moves_at_first(self, config):
+        x, times = uniform(20, 3), uniform(20, seed=1)
+        free, celled = make(config), make(config, motion_cells=4)
+        assert bool(celled.encoding.moves.all())
+        assert torch.equal(celled(x, frame_times=times), free(x, frame_times=times))
+        names = set(celled.state_dict()) - set(free.state_dict())
+        assert names == {"encoding.moves"}, "checkpoints carry it where it is asked for"
+
+    def test_time_counts_in_the_cells_that_move_alone(self, config):
+        """A cell by its index per axis: x in [1/4, 1/2), y in [1/2, 3/4), z in [0, 1/4)."""
+        encoding = make(config, motion_cells=4)
+        encoding.encoding.moves.zero_()
+        encoding.encoding.moves[1, 2, 0] = True
+        moving = torch.tensor([[0.26, 0.51, 0.01], [0.49, 0.74, 0.24]])
+        still = torch.tensor([[0.24, 0.51, 0.01], [0.26, 0.49, 0.01], [0.26, 0.51, 0.26],
+                              [1.0, 1.0, 1.0]])  # fmt: skip
+        free = make(config)
+        later = torch.tensor([0.6])
+        torch.testing.assert_close(
+            encoding(moving, frame_times=later), free(moving, frame_times=later)
+        )
+        torch.testing.assert_close(
+            encoding(still, frame_times=later), free(still, frame_times=torch.tensor([0.0]))
+        )
+
+    def test_centres_are_in_the_order_of_the_cells(self):
+        encoding = make(SUM, motion_cells=3).encoding
+        place = torch.tensor([0, 2, 1])
+        index = int(place @ torch.tensor([9, 3, 1]))
+        torch.testing.assert_close(encoding.motion_cell_centres[index], (place + 0.5) / 3)
+        with pytest.raises(ValueError, match="no cells that could be held still"):
+            make(SUM).encoding.motion_cell_centres
+
+    @pytest.mark.parametrize("value", [-1, 1.5, True, 1000])
+    def test_other_numbers_are_refused(self, value):
+        with pytest.raises(ValueError, match="motion_cells is .* whole number from 0"):
+            get_encoding(3, {**SUM, "motion_cells": value})

@@ -35,6 +35,8 @@ class SpatialTimeEncoding(nn.Module, Updateable):
         encoding: the 3D grid.
         static: the scene does not move; the time part is frozen.
         loop_time: time repeats with period 1, see the module's text.
+        moves: cells of the unit cube, by axis, in which time counts; elsewhere the field is at all
+            times what it is at 0. A buffer, all True at first; None without ``motion_cells``.
         frame_time: the contract's hidden scene time, for foreign extensions only: a number or a
             tensor of one or n times, used where ``frame_times`` is not given. None means 0.
         is_video, update_occ_grid: set by foreign systems; nothing here reads them.
@@ -47,6 +49,9 @@ class SpatialTimeEncoding(nn.Module, Updateable):
         self.n_input_dims = in_channels
         self.static = bool(config.get("static", False))
         self.loop_time = bool(config.get("loop_time", False))
+        cells = _motion_cells(config)
+        moves = torch.ones((cells,) * in_channels, dtype=torch.bool) if cells else None
+        self.register_buffer("moves", moves)
         self.encoding = _grid(in_channels, config)
         self.n_output_dims = self.encoding.n_output_dims
         self.frame_time: float | Tensor | None = None
@@ -68,7 +73,34 @@ class SpatialTimeEncoding(nn.Module, Updateable):
                 f"frame_times has shape {tuple(times.shape)} for {x.shape[0]} points; "
                 "expected one time per point, (n,) or (n, 1), or a single one."
             )
-        return torch.cat((x, times.reshape(-1, 1).expand(x.shape[0], 1)), dim=1)
+        times = times.reshape(-1, 1).expand(x.shape[0], 1)
+        if self.moves is not None:
+            times = times * self._moves_at(x)
+        return torch.cat((x, times), dim=1)
+
+    def _moves_at(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
+        cells = self.moves.shape[0]
+        corner = (x.detach() * cells).long().clamp_(0, cells - 1)
+        index = corner[:, 0]
+        for axis in range(1, corner.shape[1]):
+            index = index * cells + corner[:, axis]
+        return self.moves.view(-1)[index].unsqueeze(1).to(x.dtype)
+
+    @property
+    def motion_cell_centres(self) -> Float[Tensor, "cells d"]:
+        """Centres in the unit cube, in the order of ``moves`` flattened.
+
+        Raises:
+            ValueError: there are no such cells.
+        """
+        if self.moves is None:
+            raise ValueError(
+                "the encoding has no cells that could be held still; expected motion_cells of 1 or "
+                "more in its config."
+            )
+        shape = self.moves.shape
+        places = torch.cartesian_prod(*(torch.arange(n, device=self.moves.device) for n in shape))
+        return (places + 0.5) / shape[0]
 
     def encode_time(self, x_frame_time: Float[Tensor, "n d_plus_1"]) -> Float[Tensor, "n f"]:
         """Features of the time part at points with their time appended, periodic if time loops."""
@@ -114,7 +146,11 @@ class HashGridSpatialTime(SpatialTimeEncoding):
         config: grid keys, used for both grids; ``static`` (default False) freezes the 4D grid,
             which still adds its initial +-1e-4 at t = 0; ``skip_time_when_static`` (default False)
             leaves it out instead while ``static`` holds, which saves its cost; ``loop_time``
-            (default False) joins t = 1 to t = 0. Not changed.
+            (default False) joins t = 1 to t = 0; ``motion_cells`` (default 0, none), cells per
+            axis of ``moves``. Not changed.
+
+    Raises:
+        ValueError: ``motion_cells`` is out of its range.
     """
 
     def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
@@ -162,7 +198,8 @@ class HashGridSpatialTimeDeform(SpatialTimeEncoding):
         in_channels: 3.
         config: keys of the 3D grid; ``time_encoding_config`` and ``time_network_config`` of the
             displacement field; ``static`` (default False) leaves the displacement out;
-            ``loop_time`` (default False) joins t = 1 to t = 0. Not changed.
+            ``loop_time`` (default False) joins t = 1 to t = 0; ``motion_cells`` as for
+            `HashGridSpatialTime`. Not changed.
     """
 
     def __init__(self, in_channels: int, config: Mapping[str, Any]) -> None:
@@ -212,3 +249,12 @@ class HashGridSpatialTimeDeform(SpatialTimeEncoding):
 def _grid(n_input_dims: int, config: Mapping[str, Any]) -> HashGridEncoding:
     grid_config = {**config, "otype": "HashGrid"}
     return HashGridEncoding(n_input_dims, grid_config, backend=config.get("backend", "auto"))
+
+
+def _motion_cells(config: Mapping[str, Any]) -> int:
+    cells = config.get("motion_cells", 0)
+    if isinstance(cells, bool) or not isinstance(cells, int) or not 0 <= cells <= 256:
+        raise ValueError(
+            f"motion_cells is {cells!r}; expected a whole number from 0, for none, to 256."
+        )
+    return cells
