@@ -32,7 +32,7 @@ class SamplingOptions:
     """How the pixels of a batch are drawn."""
 
     n_rays: int
-    """per batch and process; a multiple of patch_size squared"""
+    """per batch and process; a multiple of (patch_size samples_per_axis) squared"""
     patch_size: int = 1
     """side of the squares that are drawn whole, in pixels"""
     motion_share: float = 0.0
@@ -43,6 +43,14 @@ class SamplingOptions:
     """whether all rays of a step show one scene time"""
     ndc: bool = False
     """whether rays are in normalised device coordinates"""
+    samples_per_axis: int = 1
+    """rays per axis of a pixel, one somewhere in each of so many strips; 1: one through its
+    centre"""
+
+    @property
+    def rays_per_pixel(self) -> int:
+        """Their square."""
+        return self.samples_per_axis**2
 
 
 def moving_pixels(
@@ -87,10 +95,11 @@ class RaySampler:
 
     def __init__(self, scene: VideoScene, options: SamplingOptions) -> None:
         side = options.patch_size
-        if options.n_rays % side**2:
+        in_patch = side**2 * options.rays_per_pixel
+        if options.n_rays % in_patch:
             raise ValueError(
-                f"batch_size is {options.n_rays} rays; expected a multiple of patch_size squared, "
-                f"{side**2}."
+                f"batch_size is {options.n_rays} rays; expected a multiple of (patch_size times "
+                f"samples_per_axis) squared, {in_patch}."
             )
         if side > min(scene.height, scene.width):
             raise ValueError(
@@ -118,7 +127,7 @@ class RaySampler:
         """
         options, scene = self.options, self.scene
         side = options.patch_size
-        n_patches = options.n_rays // side**2
+        n_patches = options.n_rays // (side**2 * options.rays_per_pixel)
         stream = generator("rays", step, shard)
         allowed = torch.arange(len(self.rows))
         if options.one_time_per_batch:
@@ -148,18 +157,23 @@ class RaySampler:
         """Return the rays of a step and what they should show.
 
         Returns:
-            "rays_o", "rays_d" [n 3]; "frame_times" [n] in [0, 1]; "rgb" [n 3] in [0, 1]; "index"
-            [n], rows of the scene; "pixels" [n 2], integer (column, row); "near", "far" along the
-            rays; "patch_size"; "step"; and, where the scene has them, "depth" [n 1] in world units
-            along unit rays, 0 where missing, and "mask" [n 1]. In NDC also "world_rays_o" and
-            "world_rays_d" [n 3], of unit length.
+            "rays_o", "rays_d" [n 3]; "frame_times" [n] in [0, 1]; "near", "far" along the rays;
+            "rays_per_pixel" m: rays of a pixel follow each other, and what follows is of the p =
+            n / m pixels: "rgb" [p 3] in [0, 1]; "index" [p], rows of the scene; "pixels" [p 2],
+            integer (column, row); "patch_size"; "step"; and, where the scene has them, "depth"
+            [p 1] in world units along unit rays, 0 where missing, and "mask" [p 1]. In NDC also
+            "world_rays_o" and "world_rays_d" [n 3], of unit length. Where several rays look
+            through a pixel, their places in it are random from the role "ray-places".
         """
         rows, y, x = self.draw(step, shard)
-        scene = self.scene
+        scene, count = self.scene, self.options.rays_per_pixel
         pixels = torch.stack([x, y], dim=-1)
-        rays_o, rays_d = pixel_rays(pixels[:, None] + 0.5, scene.c2w[rows], scene.intrinsics[rows])
-        batch = _rays(scene, rows, rays_o[:, 0], rays_d[:, 0], self.options.ndc) | {
-            "frame_times": scene.frame_times[rows],
+        places = pixels[:, None] + self._places_in_pixels(len(rows), step, shard)
+        rays = pixel_rays(places, scene.c2w[rows], scene.intrinsics[rows])
+        of_rays = rows.repeat_interleave(count)
+        batch = _rays(scene, of_rays, *(part.flatten(0, 1) for part in rays), self.options.ndc) | {
+            "frame_times": scene.frame_times[of_rays],
+            "rays_per_pixel": count,
             "rgb": scene.frames[rows, y, x].float() / 255.0,
             "index": rows,
             "pixels": pixels,
@@ -171,6 +185,16 @@ class RaySampler:
         if scene.masks is not None:
             batch["mask"] = (scene.masks[rows, y, x, None] > 0).float()
         return batch
+
+    def _places_in_pixels(self, n_pixels: int, step: int, shard: int) -> Float[Tensor, "p m 2"]:
+        """Where in a pixel its rays look through, (right, down) in [0, 1]."""
+        side = self.options.samples_per_axis
+        if side == 1:
+            return torch.full((1, 1, 2), 0.5)
+        strips = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32),) * 2)
+        stream = generator("ray-places", step, shard)
+        within = torch.rand((n_pixels, side**2, 2), generator=stream)
+        return (strips + within) / side
 
     def _list_moving(self) -> tuple[Tensor, Tensor]:
         """All moving pixels, row after row, and where each row's begin."""
@@ -207,9 +231,9 @@ class RaySampler:
 def frame_batch(scene: VideoScene, row: int, ndc: bool = False) -> dict[str, Any]:
     """Return a whole frame as a batch of one image, with the contract's camera keys.
 
-    Further keys: "frame_times" [1], "rgb" [1 h w 3] in [0, 1], "index" [1], "camera_id",
-    "time_id", "near", "far", and where the scene has them "depth" and "mask" [1 h w 1]. The
-    projection matrices leave an off-centre principal point out; rays do not.
+    Further keys: "intrinsics" [1 3 3], "frame_times" [1], "rgb" [1 h w 3] in [0, 1], "index" [1],
+    "camera_id", "time_id", "near", "far", and where the scene has them "depth" and "mask"
+    [1 h w 1]. The projection matrices leave an off-centre principal point out; rays do not.
     """
     c2w, intrinsics = scene.c2w[row : row + 1], scene.intrinsics[row : row + 1]
     height, width = scene.height, scene.width
@@ -223,6 +247,7 @@ def frame_batch(scene: VideoScene, row: int, ndc: bool = False) -> dict[str, Any
         "mvp_mtx": get_mvp_matrix(c2w, proj_mtx),
         "proj_mtx": proj_mtx,
         "c2w": c2w,
+        "intrinsics": intrinsics,
         "camera_positions": position,
         "light_positions": position,
         "elevation": torch.rad2deg(torch.asin((position[:, 2] / distance).clamp(-1, 1))),

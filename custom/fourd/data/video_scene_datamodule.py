@@ -44,6 +44,9 @@ class VideoSceneDataModuleConfig:
     """rays per batch and process"""
     patch_size: int = 1
     """side in pixels of the squares that rays are drawn in; above 1 for perceptual losses"""
+    samples_per_axis: int = 1
+    """rays per axis of a pixel in training, whose mean is compared with it: real pixels are means
+    over their area. batch_size counts rays, so 2 looks at a quarter of the pixels"""
     motion_share: float = 0.1
     """share of the rays drawn from pixels that move, in [0, 1]"""
     motion_until: int | None = None
@@ -122,7 +125,7 @@ class VideoSceneDataModule(pl.LightningDataModule):
             raise ValueError(f"data.dataroot is {cfg.dataroot!r}, which does not exist.")
         validate_number(cfg.downsample, "data.downsample", 1)
         validate_number(cfg.motion_share, "data.motion_share", 0, 1)
-        for key in ("batch_size", "patch_size", "n_val_views"):
+        for key in ("batch_size", "patch_size", "samples_per_axis", "n_val_views"):
             validate_count(getattr(cfg, key), f"data.{key}", 1)
         if cfg.motion_until is not None:
             validate_count(cfg.motion_until, "data.motion_until", 0)
@@ -181,6 +184,7 @@ class VideoSceneDataModule(pl.LightningDataModule):
             motion_until=cfg.motion_until,
             one_time_per_batch=cfg.one_time_per_batch,
             ndc=self.ndc,
+            samples_per_axis=cfg.samples_per_axis,
         )
 
     def train_dataloader(self) -> DataLoader:

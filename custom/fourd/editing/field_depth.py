@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from custom.fourd.data.ray_batches import frame_batch
 from custom.fourd.data.video_scene import VideoScene
 from custom.fourd.renderers.scene import Scene, SceneImages
 
@@ -36,10 +35,15 @@ def field_name(scene: Scene) -> str:
     return digest.hexdigest()[:16]
 
 
-def render_row(scene: Scene, frames: VideoScene, row: int) -> SceneImages:
-    """A field as a frame's camera sees it at the frame's time."""
-    batch = frame_batch(frames, row)
-    return scene.render_rays(batch["rays_o"], batch["rays_d"], batch["frame_times"])
+def render_row(
+    scene: Scene, frames: VideoScene, row: int, samples_per_axis: int | None = None
+) -> SceneImages:
+    """A field as a frame's camera sees it at the frame's time; see `Scene.film`."""
+    one = slice(row, row + 1)
+    return scene.film(
+        frames.c2w[one], frames.intrinsics[one], frames.height, frames.width,
+        frames.frame_times[one], samples_per_axis=samples_per_axis,
+    )  # fmt: skip
 
 
 class FieldDepth:

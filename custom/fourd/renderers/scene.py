@@ -83,10 +83,34 @@ class Scene:
 
         The parts keep the training or evaluation mode that they were in.
         """
-        device = self.device
-        c2w, fovy = c2w.to(device), fovy.to(device)
-        rays_o, rays_d = camera_rays(c2w, intrinsics_from_fovy(fovy, height, width), height, width)
-        return self._render(rays_o, rays_d, c2w[:, :3, 3], frame_times, background, c2w=c2w)
+        intrinsics = intrinsics_from_fovy(fovy, height, width)
+        return self.film(c2w, intrinsics, height, width, frame_times, background)
+
+    @torch.no_grad()
+    def film(
+        self,
+        c2w: Float[Tensor, "b 4 4"],
+        intrinsics: Float[Tensor, "b 3 3"],
+        height: int,
+        width: int,
+        frame_times: Float[Tensor, "b"] | None = None,
+        background: Float[Tensor, "3"] | None = None,
+        samples_per_axis: int | None = None,
+    ) -> SceneImages:
+        """Images by cameras that a field of view alone does not describe, without randomness.
+
+        Args:
+            intrinsics: pinhole matrices in pixels of this size.
+            samples_per_axis: pixels are means of so many rays per axis, which smooths silhouettes
+                as a real camera does; depth is that of what is opaque in them. None takes the
+                renderer's own.
+            c2w, frame_times, background: as in `render`.
+        """
+        device, rays = self.device, samples_per_axis or self.samples_per_axis
+        c2w, finer = c2w.to(device), intrinsics.to(device, copy=True)
+        finer[:, :2] *= rays
+        rays_o, rays_d = camera_rays(c2w, finer, height * rays, width * rays)
+        return self._render(rays_o, rays_d, c2w[:, :3, 3], frame_times, background, rays, c2w=c2w)
 
     @torch.no_grad()
     def render_rays(
@@ -96,7 +120,7 @@ class Scene:
         frame_times: Float[Tensor, "b"] | None = None,
         background: Float[Tensor, "3"] | None = None,
     ) -> SceneImages:
-        """Images along rays, for cameras that a field of view alone does not describe.
+        """What single rays see.
 
         Args:
             rays_o: origins in the world; the first of each image is where its light stands.
@@ -113,17 +137,25 @@ class Scene:
         positions: Tensor,
         frame_times: Tensor | None,
         background: Tensor | None,
+        rays_per_axis: int = 1,
         **extra: Tensor,
     ) -> SceneImages:
         if frame_times is not None:
             extra["frame_times"] = frame_times.to(rays_o.device)
         with _evaluating(self.geometry, self.material, self.background, self.renderer):
             out = self.renderer(rays_o=rays_o, rays_d=rays_d, light_positions=positions, **extra)
-        opacity, rgb = out["opacity"], out["comp_rgb"]
+        names = ("opacity", "comp_rgb", "depth")
+        opacity, rgb, depth = (_means(out[name], rays_per_axis) for name in names)
         if background is not None:
-            rgb = out["comp_rgb_fg"] + (1 - opacity) * background.to(rgb)
-        depth = out["depth"] / opacity.clamp_min(1e-5) * (opacity > 1e-3)
+            foreground = _means(out["comp_rgb_fg"], rays_per_axis)
+            rgb = foreground + (1 - opacity) * background.to(rgb)
+        depth = depth / opacity.clamp_min(1e-5) * (opacity > 1e-3)
         return SceneImages(rgb.clamp(0, 1), opacity.clamp(0, 1), depth)
+
+    @property
+    def samples_per_axis(self) -> int:
+        """Rays per axis of a pixel, as the renderer's config says; 1 for foreign renderers."""
+        return int(getattr(getattr(self.renderer, "cfg", None), "samples_per_axis", 1))
 
     def save(self, path: str | Path) -> None:
         """Write the scene to a `.safetensors` file that `load_scene` reads back to the same bits.
@@ -140,6 +172,13 @@ class Scene:
                 "load_scene, or Scene(..., recipe=recipe_of(system_config, global_step))."
             )
         write_scene_file(path, {name: getattr(self, name) for name in PARTS}, self.recipe)
+
+
+def _means(images: Float[Tensor, "b hk wk c"], k: int) -> Float[Tensor, "b h w c"]:
+    """Means of k x k blocks."""
+    if k == 1:
+        return images
+    return images.unflatten(2, (-1, k)).unflatten(1, (-1, k)).mean(dim=(2, 4))
 
 
 class _evaluating:

@@ -65,7 +65,9 @@ class ModelRow:
                              self.revision or None)  # fmt: skip
 
 
-def composed(config: Path, profile: str, overrides: Sequence[str] = ()) -> DictConfig | None:
+def composed(
+    config: Path, profile: str, overrides: Sequence[str] = ()
+) -> DictConfig | None:
     """The resolved experiment of a config file under a profile; None if it does not offer it.
 
     It is merged as a launch merges it; nothing is checked or built.

@@ -1,6 +1,6 @@
 """Render the cached clips that the video model trains on.
 
-python -m custom.fourd.scripts.render_clips --work outputs/assets --single 3000 --pair 2000
+    python -m custom.fourd.scripts.render_clips --work outputs/assets --single 3000 --pair 2000
 """
 
 from __future__ import annotations

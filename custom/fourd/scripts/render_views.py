@@ -1,6 +1,6 @@
 """Render the cached view groups that the multi-view model trains on.
 
-python -m custom.fourd.scripts.render_views --work outputs/assets --single 7000 --pair 7000
+    python -m custom.fourd.scripts.render_views --work outputs/assets --single 7000 --pair 7000
 """
 
 from __future__ import annotations

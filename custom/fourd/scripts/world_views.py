@@ -145,7 +145,9 @@ def render_groups(
     poses, _ = group_cameras(cameras)
     fovy, still = torch.full((NUM_VIEWS,), FOVY_RAD), torch.zeros(NUM_VIEWS)
     for index, scene in enumerate(scenes):
-        both = torch.stack(render_layers(scene, poses[index], fovy, size_px, size_px, still), dim=1)
+        both = torch.stack(
+            render_layers(scene, poses[index], fovy, size_px, size_px, still), dim=1
+        )
         layers[index] = (both * 255).round().to(torch.uint8)
         if report and index % 500 == 499:
             report(f"rendered {index + 1} of {count} groups of {num_objects}")

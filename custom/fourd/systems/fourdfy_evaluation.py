@@ -153,18 +153,14 @@ class FourdfyEvaluation(TimedEvaluation):
         if self._evaluation:
             threestudio.info(
                 "against the truth: PSNR %.2f dB (an empty white image: %.2f), silhouette IoU %.3f",
-                metrics["psnr"],
-                metrics["psnr_white"],
-                metrics["alpha_iou"],
+                metrics["psnr"], metrics["psnr_white"], metrics["alpha_iou"],
             )
         if metrics.get("motion_correlation") is not None:
             threestudio.info(
                 "motion against the truth: correlation %.2f, amplitude ratio %.2f, PSNR %.2f dB "
                 "(the best static picture: %.2f)",
-                metrics["motion_correlation"],
-                metrics["motion_amplitude_ratio"],
-                metrics["psnr_grid"],
-                metrics["psnr_best_static"],
+                metrics["motion_correlation"], metrics["motion_amplitude_ratio"],
+                metrics["psnr_grid"], metrics["psnr_best_static"],
             )
 
     def _circumstances(self) -> dict[str, Any]:
@@ -182,9 +178,8 @@ class FourdfyEvaluation(TimedEvaluation):
         )
         clips = film(self.scene, grid)
         truth = film(self._truth, grid) if self._truth else None
-        self.save_image_grid(
-            sheet, _clip_rows(clips, truth), name="contact_sheet", step=self.true_global_step
-        )
+        self.save_image_grid(sheet, _clip_rows(clips, truth), name="contact_sheet",
+                             step=self.true_global_step)
         facts = {"grid_azimuths": grid.shape[0], "grid_times": grid.shape[1],
                  "grid_size_px": size_px}  # fmt: skip
         return facts | (motion_metrics(self._truth, clips, truth) if truth else {})
@@ -204,12 +199,7 @@ class FourdfyEvaluation(TimedEvaluation):
     def _save_video(self, folder: str, name: str, fps: int = VIDEO_FPS) -> None:
         """Join the numbered pictures of a folder to the video of its name."""
         self.save_img_sequence(
-            folder,
-            folder,
-            r"(\d+)\.png",
-            save_format="mp4",
-            fps=fps,
-            name=name,
+            folder, folder, r"(\d+)\.png", save_format="mp4", fps=fps, name=name,
             step=self.true_global_step,
         )
 

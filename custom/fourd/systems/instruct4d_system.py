@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,9 @@ class Instruct4dSystem(EditEvaluation, VideoReconstruction):
     def _sources(self, step: int) -> EditSources:
         frames, options = self._frames, self.edit_options
         folder = self.edit_buffer.folder / DEPTH
-        unedited = (lambda row: render_row(self.scene, frames, row)) if step == 0 else None
-        depth = FieldDepth(folder, self._field, frames, unedited)
+        # One ray per pixel: a mean over a silhouette is the depth of nothing.
+        unedited = partial(render_row, self.scene, frames, samples_per_axis=1)
+        depth = FieldDepth(folder, self._field, frames, unedited if step == 0 else None)
         if step == 0:
             depth.prepare(_rows_with_depth(self.edit_plan, frames, options.use_depth))
         flow = CachedFlow(make_flow_estimator(options.flow), options.flow_cache_dir)

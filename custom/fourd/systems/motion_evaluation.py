@@ -106,7 +106,9 @@ def motion_metrics(scene: WorldScene, clips: Clips, truth: Clips) -> dict[str, A
         `correlation` and `amplitude_ratio`; `motion_correlation` and `motion_amplitude_ratio`,
         means over the words. Null where the words name no motion.
     """
-    found = compare_motions(motion_words(scene), clips.rgb, clips.alpha, truth.rgb, truth.alpha)
+    found = compare_motions(
+        motion_words(scene), clips.rgb, clips.alpha, truth.rgb, truth.alpha
+    )
     words = {
         word: {
             "correlation": _known(agreement.correlation),

@@ -149,8 +149,11 @@ class ReconstructionEvaluation(TimedEvaluation):
         return self._facts_of_run([rgb for rgb, _, _ in self._tested.shown])
 
     def _render_frame(self, batch: dict[str, Any]) -> SceneImages:
-        """Render through the batch's own rays, so that no principal point is lost."""
-        return self.scene.render_rays(batch["rays_o"], batch["rays_d"], batch["frame_times"])
+        """Render by the batch's own intrinsics, so that no principal point is lost."""
+        return self.scene.film(
+            batch["c2w"], batch["intrinsics"], batch["height"], batch["width"],
+            batch["frame_times"],
+        )  # fmt: skip
 
 
 def _depth_error(

@@ -131,8 +131,8 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         found = next((part for part in parts if part.moves is not None), None)
         if found is None or getattr(self.geometry, "unbounded", False):
             raise ValueError(
-                f"system.min_moving_share is {self.cfg.min_moving_share:g}, but the geometry has no "
-                "cells of a box that could be held still. Set "
+                f"system.min_moving_share is {self.cfg.min_moving_share:g}, but the geometry has "
+                "no cells of a box that could be held still. Set "
                 "system.geometry.pos_encoding_config.motion_cells, 32 for example, with otype "
                 "HashGridSpatialTime, or system.min_moving_share=0."
             )
@@ -176,7 +176,7 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         """
         self._check_rays(batch)
         out = self(batch)
-        rgb = out["comp_rgb"][:, 0, 0]
+        rgb = out["comp_rgb"][:, 0, 0].unflatten(0, (-1, batch.get("rays_per_pixel", 1))).mean(1)
         terms = {"loss_rgb": color_loss(rgb, batch["rgb"], self.cfg.color_loss)}
         terms.update(self._regularisers(out))
         terms.update(self._variation())

@@ -49,7 +49,9 @@ def intersect(
     return distance, normals
 
 
-def signed_distance(shape: str, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
+def signed_distance(
+    shape: str, points: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch"]:
     """Negative inside, positive outside, zero on the surface.
 
     The exact Euclidean distance for sphere and torus, a lower bound in magnitude for the others.

@@ -30,7 +30,9 @@ BUILTINS: dict[str, str] = {
     ),
     "dummy-prompt-processor": "threestudio.models.prompt_processors.dummy_prompt_processor",
     "stable-diffusion-guidance": "threestudio.models.guidance.stable_diffusion_guidance",
-    "stable-diffusion-vsd-guidance": ("threestudio.models.guidance.stable_diffusion_vsd_guidance"),
+    "stable-diffusion-vsd-guidance": (
+        "threestudio.models.guidance.stable_diffusion_vsd_guidance"
+    ),
     "deep-floyd-guidance": "threestudio.models.guidance.deep_floyd_guidance",
     "mesh-exporter": "threestudio.models.exporters.mesh_exporter",
     "dummy-exporter": "threestudio.models.exporters.base",

@@ -13,7 +13,12 @@ from custom.fourd.data.ray_batches import (
     moving_pixels,
 )
 from custom.fourd.data.video_scene import VideoScene
-from custom.fourd.ops.camera import camera_from_orbit, camera_rays, ndc_distance
+from custom.fourd.ops.camera import (
+    camera_from_orbit,
+    camera_rays,
+    ndc_distance,
+    project_points,
+)
 
 HEIGHT, WIDTH = 6, 8
 
@@ -177,6 +182,27 @@ def test_patches_are_whole_squares():
     assert set(whole[:, 1].tolist()) == set(range(HEIGHT)), "a patch may be as high as the frame"
 
 
+def test_rays_of_a_pixel_look_through_all_its_parts():
+    """By projection: one ray somewhere in each quarter, pixel after pixel, elsewhere each step."""
+    sampler = RaySampler(scene_of(), SamplingOptions(80, samples_per_axis=2, motion_share=0.3))
+    batch = sampler.batch(5)
+    rows, pixels = batch["index"], batch["pixels"]
+    assert batch["rays_per_pixel"] == 4 and len(rows) == len(batch["rgb"]) == 20
+    assert torch.equal(batch["rgb"], sampler.scene.frames[rows, pixels[:, 1], pixels[:, 0]] / 255.0)
+    expected_times = sampler.scene.frame_times[rows].repeat_interleave(4)
+    assert torch.equal(batch["frame_times"], expected_times)
+    points = (batch["rays_o"] + 2.0 * batch["rays_d"]).view(20, 4, 3)
+    c2w, intrinsics = sampler.scene.c2w[rows], sampler.scene.intrinsics[rows]
+    within = project_points(points, c2w, intrinsics)[0] - pixels[:, None]
+    assert float(within.min()) > -1e-4 and float(within.max()) < 1 + 1e-4
+    quarters = (within > 0.5).long() @ torch.tensor([2, 1])
+    assert torch.equal(quarters, torch.arange(4).expand(20, 4))
+    assert float(within.std(dim=0).min()) > 0.05, "not at one place of the quarter"
+    again, later = sampler.batch(5), sampler.batch(6)
+    assert torch.equal(again["rays_d"], batch["rays_d"])
+    assert not torch.equal(later["rays_d"], batch["rays_d"])
+
+
 @pytest.mark.parametrize(
     ("moving", "corner"), [((3, 4), (2, 3)), ((0, 0), (0, 0)), ((5, 7), (3, 5))]
 )
@@ -192,6 +218,10 @@ def test_patches_are_centred_on_what_moves_and_stay_in_the_frame(moving, corner)
     "options, message",
     [
         (SamplingOptions(10, patch_size=3), "batch_size is 10 rays; expected a multiple .* 9"),
+        (
+            SamplingOptions(18, patch_size=3, samples_per_axis=2),
+            "batch_size is 18 rays; .*patch_size times samples_per_axis.* squared, 36",
+        ),
         (SamplingOptions(49, patch_size=7), "patch_size is 7 for frames of 6 x 8 pixels"),
     ],
 )

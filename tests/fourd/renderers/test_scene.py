@@ -77,6 +77,44 @@ def test_the_loaded_scene_is_the_trained_system_s(run, scene, checkpoint):
     assert same(system.scene.render(C2W, FOVY, *SIZE), scene.render(C2W, FOVY, *SIZE))
 
 
+def test_pixels_are_means_of_their_rays(scene):
+    """Three rays per axis are the means of an image of three times the size."""
+    height, width = SIZE
+    intrinsics = intrinsics_from_fovy(FOVY, height, width)
+    times = torch.tensor([0.2, 0.8])
+    smooth = scene.film(C2W, intrinsics, height, width, times, samples_per_axis=3)
+    fine = scene.film(
+        C2W, intrinsics_from_fovy(FOVY, 3 * height, 3 * width), 3 * height, 3 * width, times
+    )
+
+    def means(images):
+        moved = images.movedim(-1, 1)
+        return torch.nn.functional.avg_pool2d(moved, 3).movedim(1, -1)
+
+    torch.testing.assert_close(smooth.alpha, means(fine.alpha), atol=1e-5, rtol=0)
+    torch.testing.assert_close(smooth.rgb, means(fine.rgb), atol=1e-5, rtol=0)
+    opaque = means(fine.alpha * fine.depth) / means(fine.alpha).clamp_min(1e-5)
+    seen = smooth.alpha > 0.01
+    torch.testing.assert_close(smooth.depth[seen], opaque[seen], atol=1e-3, rtol=1e-3)
+    assert same(scene.film(C2W, intrinsics, height, width, times, samples_per_axis=1),
+                scene.render(C2W, FOVY, height, width, times))  # fmt: skip
+
+
+def test_the_renderer_s_config_says_how_many_rays(scene, monkeypatch):
+    one = scene.render(C2W, FOVY, *SIZE)
+    assert scene.samples_per_axis == 1
+    monkeypatch.setattr(scene.renderer.cfg, "samples_per_axis", 2)
+    intrinsics = intrinsics_from_fovy(FOVY, *SIZE)
+    assert same(scene.render(C2W, FOVY, *SIZE),
+                scene.film(C2W, intrinsics, *SIZE, samples_per_axis=2))  # fmt: skip
+    assert not same(scene.render(C2W, FOVY, *SIZE), one)
+    over = scene.render(C2W, FOVY, *SIZE, background=torch.tensor([0.0, 1.0, 0.0]))
+    assert over.rgb[0, 0, 0].tolist() == pytest.approx([0, 1, 0], abs=1e-3)
+    keys = {"samples_per_axis": 0}
+    with pytest.raises(ValueError, match="renderer.samples_per_axis is 0; expected 1 or more"):
+        threestudio.find("nerf-volume-renderer")(keys, None, None, None)
+
+
 def test_shapes_ranges_and_repeatability(scene):
     images = scene.render(C2W, FOVY, *SIZE)
     assert images.rgb.shape == (2, 9, 11, 3)

@@ -81,6 +81,16 @@ def test_the_loss_is_that_of_the_colours_and_of_every_weighed_term(monkeypatch):
     assert terms > 0 and restless == pytest.approx(0.01 + terms, rel=1e-4)
 
 
+def test_a_pixel_is_compared_with_the_mean_of_its_rays(monkeypatch):
+    """Rays of one pixel may differ, as long as their mean is right."""
+    batch = batch_of() | {"rays_per_pixel": 3}
+    batch["rgb"] = batch["rgb"][:2]
+    spread = torch.tensor([-0.3, 0.1, 0.2])[None, :, None]
+    rays = (batch["rgb"][:, None] + spread + 0.1).flatten(0, 1)
+    out = {"comp_rgb": rays[:, None, None], "opacity": torch.ones(6, 1, 1, 1)}
+    assert loss(monkeypatch, batch, out)[0] == pytest.approx(0.01, rel=1e-4)
+
+
 def test_variation_looks_around_the_whole_box_at_all_times(monkeypatch):
     """Pairs of points are near each other and inside; times fill [0, 1]."""
     fitted = system(loss={"lambda_rgb": 1.0, "lambda_tv_space": 1.0, "lambda_tv_time": 1.0})

@@ -289,7 +289,7 @@ class TestMotionCells:
         index = int(place @ torch.tensor([9, 3, 1]))
         torch.testing.assert_close(encoding.motion_cell_centres[index], (place + 0.5) / 3)
         with pytest.raises(ValueError, match="no cells that could be held still"):
-            make(SUM).encoding.motion_cell_centres
+            _ = make(SUM).encoding.motion_cell_centres
 
     @pytest.mark.parametrize("value", [-1, 1.5, True, 1000])
     def test_other_numbers_are_refused(self, value):

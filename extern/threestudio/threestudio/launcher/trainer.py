@@ -143,9 +143,7 @@ class _Run:
                 self.trial_dir / "ckpts", self._metadata(), self.cfg.checkpoint
             )
         callbacks = [
-            StopOnRequest(self.signals, schedule),
-            guard,
-            SeedGlobalGenerators(self.datamodule),
+            StopOnRequest(self.signals, schedule), guard, SeedGlobalGenerators(self.datamodule),
             CodeSnapshotCallback(str(self.trial_dir / "code"), use_version=False),
             ConfigSnapshotCallback(
                 config_path, self.cfg, str(self.trial_dir / "configs"), use_version=False
@@ -279,10 +277,8 @@ def _resolve_resume(cfg: Any, mode: str) -> Path | None:
 
 def _trainer_options(cfg: Any) -> dict[str, Any]:
     """Arguments of `pl.Trainer` from the config, completed by what this machine has."""
-    options = (
-        dict(config_to_primitive(cfg.trainer))
-        if OmegaConf.is_config(cfg.trainer)
-        else dict(cfg.trainer)
+    options = dict(config_to_primitive(cfg.trainer)) if OmegaConf.is_config(cfg.trainer) else dict(
+        cfg.trainer
     )
     for key in ("logger", "callbacks"):
         if options.pop(key, None) is not None:

@@ -62,10 +62,9 @@ class MarchingTetrahedraHelper(IsosurfaceHelper):
         inside = level[corners] < 0
         case = (inside.long() * torch.tensor([1, 2, 4, 8], device=level.device)).sum(-1)
         edge_ends = self._triangles.to(level.device)[case]  # per tetrahedron: 2 triangles x 3 x 2
-        is_real = (
-            torch.arange(2, device=level.device)
-            < self._triangle_counts.to(level.device)[case, None]
-        )
+        is_real = torch.arange(2, device=level.device) < self._triangle_counts.to(level.device)[
+            case, None
+        ]
         rows = torch.arange(corners.shape[0], device=level.device)[:, None, None, None]
         ends = corners[rows, edge_ends][is_real]
         edges, faces = torch.unique(

@@ -342,13 +342,8 @@ class BaseLift3DSystem(ExportRun, BaseSystem):
         n_rows = min(len(column) for column in columns)
         self.save_image_grid(
             f"it{self.true_global_step}-train.png",
-            [
-                [
-                    {"type": "rgb", "img": column[row], "kwargs": {"data_format": "HWC"}}
-                    for column in columns
-                ]
-                for row in range(n_rows)
-            ],
+            [[{"type": "rgb", "img": column[row], "kwargs": {"data_format": "HWC"}}
+              for column in columns] for row in range(n_rows)],
             name="train_step",
             step=self.true_global_step,
             texts=guidance_eval_out.get("texts"),

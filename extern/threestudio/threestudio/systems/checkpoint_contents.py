@@ -46,10 +46,8 @@ class CheckpointContents:
             )
         _report_match(match.fresh, match.dropped, path)
         super().load_state_dict(match.loadable, strict=False)
-        self._weights_status = (
-            int(checkpoint.get("epoch", 0)),
-            int(checkpoint.get("global_step", 0)),
-        )
+        self._weights_status = (int(checkpoint.get("epoch", 0)),
+                                int(checkpoint.get("global_step", 0)))
         self.do_update_step(*self._weights_status, on_load_weights=True)
         self.on_weights_loaded(checkpoint)
 
@@ -116,8 +114,7 @@ class CheckpointContents:
         problems += [f"{key}: in the file, but not here" for key in kept if key not in own]
         problems += [
             f"{key}: shape {tuple(value.shape)} in the file, {tuple(own[key].shape)} here"
-            for key, value in kept.items()
-            if key in own and value.shape != own[key].shape
+            for key, value in kept.items() if key in own and value.shape != own[key].shape
         ]
         if problems:
             raise ValueError(

@@ -46,22 +46,13 @@ class Adan(Optimizer):
     ) -> None:
         if len(betas) != 3 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"Adan betas are {tuple(betas)}; expected three numbers in [0, 1).")
-        for name, value in (
-            ("lr", lr),
-            ("eps", eps),
-            ("weight_decay", weight_decay),
-            ("max_grad_norm", max_grad_norm),
-        ):
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay),
+                            ("max_grad_norm", max_grad_norm)):
             if value < 0.0:
                 raise ValueError(f"Adan {name} is {value}; expected a number >= 0.")
         defaults = dict(
-            lr=lr,
-            betas=tuple(betas),
-            eps=eps,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            no_prox=no_prox,
-            foreach=foreach,
+            lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm, no_prox=no_prox, foreach=foreach,
         )
         super().__init__(params, defaults)
 
@@ -82,9 +73,8 @@ class Adan(Optimizer):
 
     def _clip_scale(self) -> Tensor | None:
         max_norm = self.defaults["max_grad_norm"]
-        grads = [
-            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
-        ]
+        grads = [p.grad for group in self.param_groups for p in group["params"]
+                 if p.grad is not None]
         if max_norm == 0.0 or not grads:
             return None
         norm = torch.nn.utils.get_total_norm(grads)

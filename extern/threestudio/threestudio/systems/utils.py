@@ -69,10 +69,8 @@ def parse_optimizer(config: Mapping, model: nn.Module) -> Optimizer:
     """
     config = _plain(config)
     optimizer_class = _optimizer_class(config["name"])
-    args = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in (config.get("args") or {}).items()
-    }
+    args = {key: tuple(value) if isinstance(value, list) else value
+            for key, value in (config.get("args") or {}).items()}
     if optimizer_class is torch.optim.AdamW and config["name"] == "FusedAdam":
         args.setdefault("weight_decay", 0.0)  # apex's default; torch's AdamW decays by 0.01
     if config.get("params"):
@@ -81,9 +79,8 @@ def parse_optimizer(config: Mapping, model: nn.Module) -> Optimizer:
         groups = _named_groups(kept, model)
     else:
         apart = _trained_apart(model)
-        groups = [
-            {"params": [p for p in model.parameters() if p.requires_grad and id(p) not in apart]}
-        ]
+        groups = [{"params": [p for p in model.parameters()
+                              if p.requires_grad and id(p) not in apart]}]
     params = [param for group in groups for param in group["params"]]
     if not params:
         raise ValueError(
@@ -133,11 +130,8 @@ def _scheduler(config: dict, optimizer: Optimizer):
         return lr_scheduler.ChainedScheduler(parts)
     scheduler_class = getattr(lr_scheduler, name, None)
     if not isinstance(scheduler_class, type):
-        known = [
-            key
-            for key, value in vars(lr_scheduler).items()
-            if isinstance(value, type) and issubclass(value, lr_scheduler.LRScheduler)
-        ]
+        known = [key for key, value in vars(lr_scheduler).items()
+                 if isinstance(value, type) and issubclass(value, lr_scheduler.LRScheduler)]
         raise ValueError(
             f"scheduler.name is {name!r}; expected a class of torch.optim.lr_scheduler."
             + did_you_mean(name, known)
@@ -253,10 +247,8 @@ def _alias_hint(name: str, model: nn.Module) -> str:
 
 
 def _group_options(options: Mapping | None) -> dict:
-    return {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in (options or {}).items()
-    }
+    return {key: tuple(value) if isinstance(value, list) else value
+            for key, value in (options or {}).items()}
 
 
 def _may_fuse(args: dict, params: list[nn.Parameter], model: nn.Module) -> bool:

@@ -94,7 +94,9 @@ def _class_names(cls: type) -> tuple[str, ...]:
         framework = base.__module__.partition(".")[0] in _FRAMEWORKS
         for name, value in vars(base).items():
             if name not in names:
-                names[name] = not (framework or name.startswith("_") or isinstance(value, _METHODS))
+                names[name] = not (
+                    framework or name.startswith("_") or isinstance(value, _METHODS)
+                )
     return tuple(sorted(name for name, visited in names.items() if visited))
 
 

@@ -37,11 +37,8 @@ class VersionedCallback(pl.Callback):
     def version(self) -> int | str:
         """The version, chosen when first asked for."""
         if self._version is None:
-            numbers = [
-                int(path.name.split("_")[1])
-                for path in Path(self.save_root).glob("version_*")
-                if path.name.split("_")[1].isdigit()
-            ]
+            numbers = [int(path.name.split("_")[1]) for path in Path(self.save_root).glob(
+                "version_*") if path.name.split("_")[1].isdigit()]
             self._version = max(numbers, default=-1) + 1
         return self._version
 
@@ -65,19 +62,11 @@ class CodeSnapshotCallback(VersionedCallback):
         """Return the files to copy, relative to the current folder."""
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            check=True,
-            capture_output=True,
-            text=True,
+            check=True, capture_output=True, text=True,
         ).stdout.split("\0")
-        return [
-            name
-            for name in dict.fromkeys(listed)
-            if name
-            and not name.startswith("load/")
-            and not _is_private(name)
-            and os.path.isfile(name)
-            and os.path.getsize(name) <= _LARGEST_BYTES
-        ]
+        return [name for name in dict.fromkeys(listed)
+                if name and not name.startswith("load/") and not _is_private(name)
+                and os.path.isfile(name) and os.path.getsize(name) <= _LARGEST_BYTES]
 
     def save_snapshot(self) -> None:
         """Copy the files."""
@@ -107,14 +96,8 @@ class ConfigSnapshotCallback(VersionedCallback):
         save_root, version, use_version: see `VersionedCallback`.
     """
 
-    def __init__(
-        self,
-        config_path: str | os.PathLike | None,
-        config: Any,
-        save_root: str,
-        version: int | str | None = None,
-        use_version: bool = True,
-    ):
+    def __init__(self, config_path: str | os.PathLike | None, config: Any, save_root: str,
+                 version: int | str | None = None, use_version: bool = True):
         super().__init__(save_root, version, use_version)
         self.config_path = config_path
         self.config = config
@@ -184,11 +167,7 @@ class ProgressCallback(pl.Callback):
         self.write("Initializing")
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
         batch_idx: int,
     ) -> None:
         percent = int(100 * trainer.global_step / max(trainer.max_steps, 1))

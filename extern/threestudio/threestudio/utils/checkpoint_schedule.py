@@ -25,18 +25,9 @@ _KEPT = 2
 # A save that takes longer than this share of the pause before it stretches the next pause.
 _TIME_SHARE = 0.02
 _OTHER_KEYS = (
-    "auto_insert_metric_name",
-    "dirpath",
-    "enable_version_counter",
-    "every_n_epochs",
-    "filename",
-    "mode",
-    "monitor",
-    "save_on_exception",
-    "save_on_train_epoch_end",
-    "save_weights_only",
-    "train_time_interval",
-    "verbose",
+    "auto_insert_metric_name", "dirpath", "enable_version_counter", "every_n_epochs", "filename",
+    "mode", "monitor", "save_on_exception", "save_on_train_epoch_end", "save_weights_only",
+    "train_time_interval", "verbose",
 )
 _OUR_KEYS = ("save_last", "save_top_k", "every_n_train_steps")
 
@@ -167,10 +158,8 @@ class CheckpointSchedule(Checkpoint):
     def after_step(self, trainer: pl.Trainer) -> None:
         """Save if a save is due after the step that just ended."""
         # should_stop: somebody else ends the training here, for example a limit of its time.
-        is_due = (
-            self.stop_requested()
-            or trainer.should_stop
-            or self.due(trainer.global_step, trainer.max_steps, time.monotonic())
+        is_due = self.stop_requested() or trainer.should_stop or self.due(
+            trainer.global_step, trainer.max_steps, time.monotonic()
         )
         if _any_rank(trainer, is_due):
             self.save(trainer)
@@ -211,7 +200,7 @@ class CheckpointSchedule(Checkpoint):
         if self.save_top_k < 0:
             keep.update(milestones)
         elif self.save_top_k > 0:
-            keep.update(milestones[-self.save_top_k :])
+            keep.update(milestones[-self.save_top_k:])
         for path in files:
             if path not in keep:
                 try:
@@ -228,18 +217,12 @@ def check_finite(module: torch.nn.Module, optimizers: list | None = None) -> Non
             a NaN; they are named.
     """
     bad = [name for name, param in module.named_parameters() if not _all_finite(param)]
-    bad += [
-        name
-        for name, buffer in module.named_buffers()
-        if buffer.is_floating_point() and bool(buffer.isnan().any())
-    ]
+    bad += [name for name, buffer in module.named_buffers()
+            if buffer.is_floating_point() and bool(buffer.isnan().any())]
     for optimizer in optimizers or []:
         for state in optimizer.state.values():
-            bad += [
-                f"optimizer state {key}"
-                for key, value in state.items()
-                if isinstance(value, torch.Tensor) and not _all_finite(value)
-            ]
+            bad += [f"optimizer state {key}" for key, value in state.items()
+                    if isinstance(value, torch.Tensor) and not _all_finite(value)]
     if bad:
         raise NonFiniteError(
             f"{', '.join(dict.fromkeys(bad))} hold NaN or infinite values; nothing was saved, and "

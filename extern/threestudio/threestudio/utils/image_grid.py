@@ -104,11 +104,9 @@ def assemble_grid(
     Raises:
         ValueError: no item, an unknown type, or an unknown ``align``.
     """
-    rows = (
-        [list(row) for row in items]
-        if items and isinstance(items[0], (list, tuple))
-        else [list(items)]
-    )
+    rows = [list(row) for row in items] if items and isinstance(items[0], (list, tuple)) else [
+        list(items)
+    ]
     if not any(rows):
         raise ValueError("the image grid is empty; expected at least one image.")
     pictures = [[_picture(item) for item in row] for row in rows]
@@ -156,21 +154,11 @@ def _colored(gray: np.ndarray, cmap: str) -> np.ndarray:
 
     if cmap == "spectral":
         # OpenCV has no Spectral; these are ColorBrewer's eleven anchors, interpolated.
-        anchors = np.array(
-            [
-                [158, 1, 66],
-                [213, 62, 79],
-                [244, 109, 67],
-                [253, 174, 97],
-                [254, 224, 139],
-                [255, 255, 191],
-                [230, 245, 152],
-                [171, 221, 164],
-                [102, 194, 165],
-                [50, 136, 189],
-                [94, 79, 162],
-            ]
-        )
+        anchors = np.array([
+            [158, 1, 66], [213, 62, 79], [244, 109, 67], [253, 174, 97], [254, 224, 139],
+            [255, 255, 191], [230, 245, 152], [171, 221, 164], [102, 194, 165], [50, 136, 189],
+            [94, 79, 162],
+        ])
         at = np.linspace(0, 255, len(anchors))
         table = np.stack([np.interp(np.arange(256), at, anchors[:, c]) for c in range(3)], -1)
         return table.astype(np.uint8)[gray]
@@ -210,6 +198,5 @@ def _write_text(line: np.ndarray, text: str) -> None:
 
     # Black below white keeps the line readable on any background.
     for color, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(
-            line, str(text), (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, width, cv2.LINE_AA
-        )
+        cv2.putText(line, str(text), (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, width,
+                    cv2.LINE_AA)

@@ -44,12 +44,8 @@ def write_obj(
         lines += _rows("vn", to_numpy(mesh.v_nrm))
         columns += [None] * (2 - len(columns)) + [faces + 1]
     for index in range(len(faces)):
-        corners = (
-            "/".join(
-                "" if column is None else str(int(column[index, corner])) for column in columns
-            )
-            for corner in range(3)
-        )
+        corners = ("/".join("" if column is None else str(int(column[index, corner]))
+                            for column in columns) for corner in range(3))
         lines.append("f " + " ".join(corners))
     with open(path, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")

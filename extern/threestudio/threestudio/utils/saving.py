@@ -110,56 +110,30 @@ class SaverMixin:
         """Grid items to one picture, see `threestudio.utils.image_grid.assemble_grid`."""
         return image_grid.assemble_grid(imgs, align)
 
-    def save_rgb_image(
-        self,
-        filename: str,
-        img,
-        data_format: str = "HWC",
-        data_range=(0, 1),
-        name: str | None = None,
-        step: int | None = None,
-    ) -> str:
+    def save_rgb_image(self, filename: str, img, data_format: str = "HWC", data_range=(0, 1),
+                       name: str | None = None, step: int | None = None) -> str:
         """Save colours [H, W, C] (or CHW) whose values lie in ``data_range``."""
         return self._save_picture(
             filename, image_grid.rgb_picture(img, data_format, data_range), name, step
         )
 
-    def save_uv_image(
-        self,
-        filename: str,
-        img,
-        data_format: str = "HWC",
-        data_range=(0, 1),
-        cmap: str = "checkerboard",
-    ) -> str:
+    def save_uv_image(self, filename: str, img, data_format: str = "HWC", data_range=(0, 1),
+                      cmap: str = "checkerboard") -> str:
         """Save texture coordinates [H, W, 2]; ``cmap`` is "checkerboard" or "color"."""
         return self._save_picture(
             filename, image_grid.uv_picture(img, data_format, data_range, cmap)
         )
 
-    def save_grayscale_image(
-        self,
-        filename: str,
-        img,
-        data_range=None,
-        cmap: str | None = "jet",
-        name: str | None = None,
-        step: int | None = None,
-    ) -> str:
+    def save_grayscale_image(self, filename: str, img, data_range=None, cmap: str | None = "jet",
+                             name: str | None = None, step: int | None = None) -> str:
         """Save one value per pixel; without ``data_range`` the lowest and highest span it."""
         return self._save_picture(
             filename, image_grid.grayscale_picture(img, data_range, cmap), name, step
         )
 
-    def save_image_grid(
-        self,
-        filename: str,
-        imgs: Sequence,
-        align: Any = "max",
-        name: str | None = None,
-        step: int | None = None,
-        texts: Sequence[str] | None = None,
-    ) -> str:
+    def save_image_grid(self, filename: str, imgs: Sequence, align: Any = "max",
+                        name: str | None = None, step: int | None = None,
+                        texts: Sequence[str] | None = None) -> str:
         """Save grid items in rows, see `threestudio.utils.image_grid.assemble_grid`."""
         return self._save_picture(
             filename, image_grid.assemble_grid(imgs, align, texts), name, step
@@ -176,43 +150,28 @@ class SaverMixin:
             raise ValueError(f"image has type {img.dtype}; expected uint8 or uint16.")
         return self._save_picture(filename, img)
 
-    def save_cubemap(
-        self, filename: str, img: Sequence, data_range=(0, 1), rgba: bool = False
-    ) -> str:
+    def save_cubemap(self, filename: str, img: Sequence, data_range=(0, 1),
+                     rgba: bool = False) -> str:
         """Save six faces (+x, -x, +y, -y, +z, -z) as a cross of three rows and four columns."""
         if len(img) != 6:
             raise ValueError(f"cubemap has {len(img)} faces; expected 6.")
         faces = [image_grid.rgb_picture(face, "HWC", data_range) for face in img]
         blank = np.zeros_like(faces[0])
-        rows = [
-            [blank, faces[2], blank, blank],
-            [faces[1], faces[4], faces[0], faces[5]],
-            [blank, faces[3], blank, blank],
-        ]
+        rows = [[blank, faces[2], blank, blank], [faces[1], faces[4], faces[0], faces[5]],
+                [blank, faces[3], blank, blank]]
         cross = np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
         return self._save_picture(filename, cross)
 
-    def _save_picture(
-        self, filename: str, picture: np.ndarray, name: str | None = None, step: int | None = None
-    ) -> str:
-        return self._save(
-            filename,
-            lambda path: _write_picture(path, picture),
-            lambda path: self._track("image", name, path, step),
-        )
+    def _save_picture(self, filename: str, picture: np.ndarray, name: str | None = None,
+                      step: int | None = None) -> str:
+        return self._save(filename, lambda path: _write_picture(path, picture),
+                          lambda path: self._track("image", name, path, step))
 
     # Video
 
-    def save_img_sequence(
-        self,
-        filename: str,
-        img_dir: str,
-        matcher: str,
-        save_format: str = "mp4",
-        fps: int = 30,
-        name: str | None = None,
-        step: int | None = None,
-    ) -> str:
+    def save_img_sequence(self, filename: str, img_dir: str, matcher: str,
+                          save_format: str = "mp4", fps: int = 30, name: str | None = None,
+                          step: int | None = None) -> str:
         """Join the pictures of a folder to a video.
 
         Args:
@@ -233,18 +192,14 @@ class SaverMixin:
             return os.path.join(self.get_save_dir(), filename)
         folder = Path(self.get_save_dir()) / img_dir
         numbered = sorted(
-            (int(found.group(1)), path)
-            for path in (folder.iterdir() if folder.is_dir() else [])
+            (int(found.group(1)), path) for path in (folder.iterdir() if folder.is_dir() else [])
             if not path.name.startswith(".") and (found := re.search(matcher, path.name))
         )
         if not numbered:
             raise ValueError(f"no picture in {folder} matches '{matcher}'; nothing to join.")
         paths = [path for _, path in numbered]
-        return self._save(
-            filename,
-            lambda path: _write_video(path, paths, save_format, fps),
-            lambda path: self._track("video", name, path, step),
-        )
+        return self._save(filename, lambda path: _write_video(path, paths, save_format, fps),
+                          lambda path: self._track("video", name, path, step))
 
     # Data and files
 
@@ -270,7 +225,6 @@ class SaverMixin:
 
     def save_json(self, filename: str, payload: Any) -> str:
         """Save ``payload``, tensors as lists, as JSON; credentials in its text are left out."""
-
         def plain(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 value = value.detach().cpu().numpy()
@@ -295,21 +249,9 @@ class SaverMixin:
         mesh = trimesh.Trimesh(vertices=v_pos, faces=t_pos_idx, process=False)
         return self._save(filename, lambda path: mesh.export(path))
 
-    def save_obj(
-        self,
-        filename: str,
-        mesh,
-        save_mat: bool = False,
-        save_normal: bool = False,
-        save_uv: bool = False,
-        save_vertex_color: bool = False,
-        map_Kd=None,
-        map_Ks=None,
-        map_Bump=None,
-        map_Pm=None,
-        map_Pr=None,
-        map_format: str = "jpg",
-    ) -> list[str]:
+    def save_obj(self, filename: str, mesh, save_mat: bool = False, save_normal: bool = False,
+                 save_uv: bool = False, save_vertex_color: bool = False, map_Kd=None, map_Ks=None,
+                 map_Bump=None, map_Pm=None, map_Pr=None, map_format: str = "jpg") -> list[str]:
         """Save a `Mesh` as OBJ, with a material and its textures if ``save_mat``.
 
         Returns:
@@ -319,42 +261,28 @@ class SaverMixin:
         paths: list[str] = []
         material = None
         if save_mat:
-            maps = {
-                "map_Kd": ("texture_kd", map_Kd),
-                "map_Ks": ("texture_ks", map_Ks),
-                "map_Bump": ("texture_nrm", map_Bump),
-                "map_Pm": ("texture_metallic", map_Pm),
-                "map_Pr": ("texture_roughness", map_Pr),
-            }
+            maps = {"map_Kd": ("texture_kd", map_Kd), "map_Ks": ("texture_ks", map_Ks),
+                    "map_Bump": ("texture_nrm", map_Bump), "map_Pm": ("texture_metallic", map_Pm),
+                    "map_Pr": ("texture_roughness", map_Pr)}
             lines = ["newmtl default", "Ka 0.0 0.0 0.0"]
             for key, (texture, data) in maps.items():
                 if data is None:
                     lines += ["Kd 1.0 1.0 1.0"] if key == "map_Kd" else []
                     continue
                 target = os.path.join(os.path.dirname(filename), f"{texture}.{map_format}")
-                picture = (
-                    image_grid.rgb_picture(data)
-                    if np.ndim(self.convert_data(data)) == 3
-                    else image_grid.grayscale_picture(data, (0, 1), None)
-                )
+                picture = (image_grid.rgb_picture(data) if np.ndim(self.convert_data(data)) == 3
+                           else image_grid.grayscale_picture(data, (0, 1), None))
                 paths.append(self._save_picture(target, picture))
                 lines.append(f"{key} {texture}.{map_format}")
             text = "\n".join(lines) + "\n"
             paths.append(self._save(f"{stem}.mtl", lambda path: Path(path).write_text(text)))
             material = os.path.basename(f"{stem}.mtl")
-        paths.append(
-            self._save(
-                f"{stem}.obj",
-                lambda path: write_obj(
-                    path, mesh, material, save_normal, save_uv, save_vertex_color
-                ),
-            )
-        )
+        paths.append(self._save(f"{stem}.obj", lambda path: write_obj(
+            path, mesh, material, save_normal, save_uv, save_vertex_color)))
         return paths
 
-    def _save(
-        self, filename: str, write: Callable[[str], Any], then: Callable[[str], None] | None = None
-    ) -> str:
+    def _save(self, filename: str, write: Callable[[str], Any],
+              then: Callable[[str], None] | None = None) -> str:
         """Write through a temporary name, so that readers never see half a file."""
         path = os.path.join(self.get_save_dir(), filename)
         if get_rank() != 0:

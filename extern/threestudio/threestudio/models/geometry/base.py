@@ -153,7 +153,9 @@ class BaseImplicitGeometry(BaseGeometry):
         self.isosurface_helper = MarchingTetrahedraHelper(self.cfg.isosurface_resolution)
 
     @torch.no_grad()
-    def _extract(self, box: Float[Tensor, "2 3"], fine: bool, frame_time: float | None) -> Mesh:
+    def _extract(
+        self, box: Float[Tensor, "2 3"], fine: bool, frame_time: float | None
+    ) -> Mesh:
         helper = self.isosurface_helper
         assert helper is not None
         query = self._field_query(box, frame_time)

@@ -21,6 +21,9 @@ class Renderer(BorrowsSceneParts, BaseModule):
     class Config(BaseModule.Config):
         radius: float = 1.0
         """Half-width of the scene's box in world units."""
+        samples_per_axis: int = 1
+        """Rays per axis of a pixel in images of a finished scene, which are their means; 1 casts
+        one through the centre. For who makes rays from cameras: a renderer takes them as given."""
 
     cfg: Config
 
@@ -31,6 +34,11 @@ class Renderer(BorrowsSceneParts, BaseModule):
         background: BaseBackground,
     ) -> None:
         self.sub_modules = SceneParts(geometry, material, background)
+        if self.cfg.samples_per_axis < 1:
+            raise ValueError(
+                f"renderer.samples_per_axis is {self.cfg.samples_per_axis}; expected 1 or more "
+                "rays per axis of a pixel."
+            )
         radius = float(self.cfg.radius)
         self.bbox: Float[Tensor, "2 3"]
         self.register_buffer("bbox", torch.tensor([[-radius] * 3, [radius] * 3]))

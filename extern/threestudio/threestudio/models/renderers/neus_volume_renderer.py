@@ -61,7 +61,9 @@ def neus_alpha(
     return ((before - after + ALPHA_EPS) / (before + ALPHA_EPS)).clamp(0.0, 1.0)
 
 
-def volsdf_density(sdf: Float[Tensor, "Ns 1"], inv_std: Float[Tensor, ""]) -> Float[Tensor, "Ns 1"]:
+def volsdf_density(
+    sdf: Float[Tensor, "Ns 1"], inv_std: Float[Tensor, ""]
+) -> Float[Tensor, "Ns 1"]:
     """Return a density from a distance: 1 / beta times the Laplace CDF of -sdf, beta = 1 / inv_std.
 
     VolSDF, eq. 2 and 3; ``inv_std`` counts as at most 80.
