@@ -1,6 +1,6 @@
 """Denoising of edited frames: three branches of each, in pieces that fit into memory.
 
-Dimensions: ``f`` frames, ``c`` latent channels, ``n`` images of a U-Net call.
+Dimensions: ``f`` frames, ``b`` branches, ``c`` latent channels, ``n`` images of a U-Net call.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from .anchor_attention import (
     remove_anchor_attention,
     set_anchor_attention,
 )
-from .instruct_pix2pix import NUM_BRANCHES, three_branch_guidance
+from .instruct_pix2pix import NUM_BRANCHES, needed_branches, three_branch_guidance
 from .samplers import denoise_ddim
 from .shared_group_norm import shared_group_norm
 
 ATTENTIONS = (*ANCHOR_MODES, "none")
+Branches = tuple[int, ...]
+"""Some of a frame's branches: 0 with text and image, 1 with the image alone, 2 with neither."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +103,22 @@ class EditDenoiser:
             collected: takes the features of the first frame at each step.
         """
         places = {step: place for place, step in enumerate(timesteps)}
+        asked = needed_branches(*scales)
 
         def predict(latents: Tensor, step: int) -> tuple[Tensor, Tensor]:
             if self.shared is not None and kept is not None:
                 self.shared.recall(kept[places[step]])
             if share_group_norm:
-                branches = self._whole_branches(inputs, latents, step)
+                found = self._whole_branches(inputs, latents, step, asked)
             else:
-                branches = self._pieces(inputs, latents, step, chunk_size, kept is not None)
+                found = self._pieces(inputs, latents, step, chunk_size, asked, kept is not None)
             if collected is not None:
                 collected.append(self.shared.snapshot())
             now = torch.full((len(latents),), step, device=self.device)
             levels = diffusion_scales(self.alphas_cumprod, now)
+            # What is not asked for has no weight.
+            branches = found.new_zeros(NUM_BRANCHES, *latents.shape)
+            branches[list(asked)] = found
             guided = three_branch_guidance(*branches, *scales)
             return split_prediction(guided, latents, *levels, self.prediction_type)
 
@@ -125,14 +131,14 @@ class EditDenoiser:
                 self.shared.forget()
 
     def _whole_branches(
-        self, inputs: EditInputs, latents: Float[Tensor, "f c h w"], step: int
-    ) -> Float[Tensor, "3 f c h w"]:
+        self, inputs: EditInputs, latents: Float[Tensor, "f c h w"], step: int, asked: Branches
+    ) -> Float[Tensor, "b f c h w"]:
         """One call for each branch, all frames in it."""
         frames = range(len(latents))
         if self.shared is not None:
             self.shared.joint(len(latents))
         with shared_group_norm(self.unet, len(latents)):
-            rows = [[(frame, branch) for frame in frames] for branch in range(NUM_BRANCHES)]
+            rows = [[(frame, branch) for frame in frames] for branch in asked]
             return torch.stack([self._call(inputs, latents, step, part) for part in rows])
 
     def _pieces(
@@ -141,20 +147,21 @@ class EditDenoiser:
         latents: Float[Tensor, "f c h w"],
         step: int,
         size: int,
+        asked: Branches,
         anchor_is_kept: bool,
-    ) -> Float[Tensor, "3 f c h w"]:
+    ) -> Float[Tensor, "b f c h w"]:
         """Calls of at most ``size`` images, the branches of a frame beside each other."""
-        rows = [(frame, branch) for frame in range(len(latents)) for branch in range(NUM_BRANCHES)]
+        rows = [(frame, branch) for frame in range(len(latents)) for branch in asked]
         parts = []
         if self.shared is not None and not anchor_is_kept:
-            parts.append(self._anchor(inputs, latents, step, rows[:NUM_BRANCHES], size))
-            rows = rows[NUM_BRANCHES:]
+            parts.append(self._anchor(inputs, latents, step, rows[: len(asked)], size))
+            rows = rows[len(asked) :]
         for first in range(0, len(rows), size):
             piece = rows[first : first + size]
             if self.shared is not None:
-                self.shared.frames([branch for _, branch in piece])
+                self.shared.frames([asked.index(branch) for _, branch in piece])
             parts.append(self._call(inputs, latents, step, piece))
-        return torch.cat(parts).unflatten(0, (len(latents), NUM_BRANCHES)).transpose(0, 1)
+        return torch.cat(parts).unflatten(0, (len(latents), len(asked))).transpose(0, 1)
 
     def _anchor(
         self,

@@ -105,6 +105,20 @@ def three_branch_guidance(
     return uncond + guidance_scale * (text - image) + image_guidance_scale * (image - uncond)
 
 
+def needed_branches(guidance_scale: float, image_guidance_scale: float) -> tuple[int, ...]:
+    """Which of the three branches have a weight in `three_branch_guidance`, in its order.
+
+    The weights are guidance_scale, image_guidance_scale - guidance_scale and
+    1 - image_guidance_scale; where both scales are 1 the first branch alone is the result.
+    """
+    weights = (
+        guidance_scale,
+        image_guidance_scale - guidance_scale,
+        1.0 - image_guidance_scale,
+    )
+    return tuple(branch for branch, weight in enumerate(weights) if weight != 0.0)
+
+
 @torch.no_grad()
 def condition_latents(autoencoder, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
     """Latents of the images to edit: the posterior's mode, not scaled by the scaling factor.

@@ -16,26 +16,30 @@ from threestudio.models.guidance.score_distillation import (
 )
 from torch import Tensor
 
+SPACINGS = ("leading", "trailing")
 
-def trailing_timesteps(num_train_timesteps: int, steps: int) -> list[int]:
-    """Return ``steps`` timesteps from the last one downwards, equally spaced ("trailing").
 
-    The first is always the last training step, which a schedule with zero terminal SNR needs: only
-    there is pure noise what the model was trained on (Lin et al. 2023, section 3.3).
+def trailing_timesteps(start: int, steps: int) -> list[int]:
+    """Return ``steps`` timesteps from ``start`` - 1 downwards, equally spaced ("trailing").
+
+    From all training steps the first is the last one, which a schedule with zero terminal SNR
+    needs: only there is pure noise what the model was trained on (Lin et al. 2023, section 3.3).
 
     Raises:
-        ValueError: if ``steps`` is not in [1, num_train_timesteps].
+        ValueError: if ``steps`` is not in [1, start].
     """
-    if not 1 <= steps <= num_train_timesteps:
+    if not 1 <= steps <= start:
         raise ValueError(
-            f"steps is {steps}; expected a number from 1 to {num_train_timesteps}, the training "
-            "steps of the schedule."
+            f"steps is {steps}; expected a number from 1 to {start}, the training steps that they "
+            "are spread over."
         )
-    stride = num_train_timesteps / steps
-    return [round(num_train_timesteps - i * stride) - 1 for i in range(steps)]
+    stride = start / steps
+    return [round(start - i * stride) - 1 for i in range(steps)]
 
 
-def partial_timesteps(start: int, steps: int, num_train_timesteps: int = 1000) -> list[int]:
+def partial_timesteps(
+    start: int, steps: int, num_train_timesteps: int = 1000, spacing: str = "leading"
+) -> list[int]:
     """Return the timesteps of a denoising that begins part of the way, Instruct 4D-to-4D's T and n.
 
     They are k floor(T / n) + 1 for k from n - 1 down to 0: T spreads the steps, and the first one
@@ -45,10 +49,22 @@ def partial_timesteps(start: int, steps: int, num_train_timesteps: int = 1000) -
         start: T, in training steps; strength of the edit.
         steps: n, number of U-Net calls.
         num_train_timesteps: training steps of the schedule.
+        spacing: "leading", as above and as published; or "trailing", from T - 1 downwards, so that
+            few steps begin as noisy as many do.
 
     Raises:
-        ValueError: unless 1 <= n <= T and the first timestep is one of the schedule.
+        ValueError: unless 1 <= n <= T and the first timestep is one of the schedule; or another
+            spacing.
     """
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing is {spacing!r}; expected one of {', '.join(SPACINGS)}.")
+    if spacing == "trailing":
+        if start > num_train_timesteps:
+            raise ValueError(
+                f"start is {start}; expected at most {num_train_timesteps}, the schedule's "
+                "training steps."
+            )
+        return trailing_timesteps(start, steps)
     if not 1 <= steps <= start:
         raise ValueError(
             f"steps is {steps} and start {start}; expected 1 <= steps <= start, for example "

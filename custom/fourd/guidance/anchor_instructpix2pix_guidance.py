@@ -30,7 +30,7 @@ from custom.fourd.diffusion.instruct_pix2pix import (
     editing_size,
     load_edit_prior,
 )
-from custom.fourd.diffusion.samplers import partial_timesteps
+from custom.fourd.diffusion.samplers import SPACINGS, partial_timesteps
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         """Images in a U-Net call at most; a frame makes three. The result does not depend on it."""
         resize: int | None = None
         """Edit at about this longer edge in pixels, and resize back; None edits at full size."""
+        timestep_spacing: str = "leading"
+        """Where the steps of a denoising lie; see `partial_timesteps`. Models whose schedule ends
+        in pure noise can begin there with "trailing", in few steps."""
         shared_noise: float = 0.0
         """Share of the noise's variance, 0 to 1, that is common to all frames."""
 
@@ -116,6 +119,11 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         if self.cfg.chunk_size < 1:
             raise ValueError(
                 f"chunk_size is {self.cfg.chunk_size}; expected 1 or more images in a U-Net call."
+            )
+        if self.cfg.timestep_spacing not in SPACINGS:
+            raise ValueError(
+                f"timestep_spacing is {self.cfg.timestep_spacing!r}; expected one of "
+                f"{', '.join(SPACINGS)}."
             )
         if not 0.0 <= self.cfg.shared_noise <= 1.0:
             raise ValueError(
@@ -168,7 +176,7 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         Raises:
             ValueError: if sizes or numbers do not fit, or T and n are out of range.
         """
-        timesteps = partial_timesteps(start, steps, self.num_train_timesteps)
+        timesteps = self._timesteps(start, steps)
         self._check_frames(images, conditions, prompt_embeddings, generators)
         given = list(generators)
         kept = anchor if isinstance(anchor, AnchorFeatures) else None
@@ -204,7 +212,7 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
             ValueError: without anchor attention, or with group norms that frames share.
         """
         self._check_keeping()
-        timesteps = partial_timesteps(start, steps, self.num_train_timesteps)
+        timesteps = self._timesteps(start, steps)
         images, conditions = anchor.image[None], anchor.condition[None]
         generators = [anchor.generator]
         self._check_frames(images, conditions, prompt_embeddings, generators)
@@ -214,6 +222,10 @@ class AnchorInstructPix2PixGuidance(DiffusionGuidance):
         found: list[dict[str, KeyValue]] = []
         self._denoise(inputs, timesteps, collected=found)
         return AnchorFeatures(tuple(found), start, self._size(images))
+
+    def _timesteps(self, start: int, steps: int) -> list[int]:
+        spacing = self.cfg.timestep_spacing
+        return partial_timesteps(start, steps, self.num_train_timesteps, spacing)
 
     def _size(self, images: Float[Tensor, "f h w 3"]) -> tuple[int, int]:
         height, width = images.shape[1:3]

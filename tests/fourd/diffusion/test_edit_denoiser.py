@@ -67,3 +67,32 @@ def test_an_unknown_attention_is_refused():
     unet = UNet2DConditionModel(**TINY_UNET)
     with pytest.raises(ValueError, match="attention is 'own'; expected one of anchor, anchor_self"):
         EditDenoiser(unet, SCHEDULE, 1.0, "own")
+
+
+@pytest.mark.parametrize("shares_norms", [False, True])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(
+    ("scales", "branches"), [((7.5, 1.5), 3), ((7.5, 1.0), 2), ((1.5, 1.5), 2), ((1.0, 1.0), 1)]
+)
+def test_branches_without_a_weight_are_not_computed(
+    attention, scales, branches, shares_norms, monkeypatch
+):
+    """The same as with all three, in a share of the images."""
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel(**{**TINY_UNET, "in_channels": 8}).eval()
+    denoiser = EditDenoiser(unet, SCHEDULE, 1.0, attention)
+    given = EditInputs(torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 24))
+    rows = []
+    unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+
+    def run():
+        rows.clear()
+        return denoiser.denoise(given, [501, 1], scales, 4, shares_norms)
+
+    fewer = run()
+    assert sum(rows) == 2 * 3 * branches
+    monkeypatch.setattr("custom.fourd.diffusion.edit_denoiser.needed_branches",
+                        lambda *scales: (0, 1, 2))  # fmt: skip
+    whole = run()
+    assert sum(rows) == 2 * 3 * 3
+    torch.testing.assert_close(fewer, whole, atol=1e-4, rtol=1e-4)

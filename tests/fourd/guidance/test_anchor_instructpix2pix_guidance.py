@@ -63,7 +63,8 @@ def edit(guidance, frames, anchor=None, steps=1, seeds=(1, 2, 3), **keys):
 def with_keys(guidance):
     """Set keys of the one guidance for a test, and set them back."""
     before = {key: getattr(guidance.cfg, key) for key in ("chunk_size", "share_group_norm")}
-    before["shared_noise"], before["resize"] = guidance.cfg.shared_noise, guidance.cfg.resize
+    for key in ("shared_noise", "resize", "timestep_spacing"):
+        before[key] = getattr(guidance.cfg, key)
 
     def change(attention="anchor", **keys):
         guidance.set_attention(attention)
@@ -115,6 +116,22 @@ def test_the_published_table_of_t_and_n(guidance, start, steps, first, signal, n
 def test_a_strength_out_of_range_is_refused(start, steps, message):
     with pytest.raises(ValueError, match=message):
         partial_timesteps(start, steps, 1000)
+
+
+def test_trailing_steps_begin_at_the_strength_however_few(guidance, frames, with_keys):
+    """By the rule, and by what the model is asked: 2 steps of 600 begin at 599, not at 301."""
+    assert partial_timesteps(600, 2, spacing="trailing") == [599, 299]
+    assert partial_timesteps(1000, 1, spacing="trailing") == [999]
+    with pytest.raises(ValueError, match="start is 1001; expected at most 1000"):
+        partial_timesteps(1001, 2, spacing="trailing")
+    with pytest.raises(ValueError, match="spacing is 'even'; expected one of leading, trailing"):
+        partial_timesteps(600, 2, spacing="even")
+    with_keys("none", timestep_spacing="trailing")
+    asked = []
+    hook = guidance.unet.register_forward_pre_hook(lambda _, args: asked.append(int(args[1][0])))
+    edit(guidance, frames, steps=2)
+    hook.remove()
+    assert sorted(set(asked), reverse=True) == [599, 299]
 
 
 def test_the_whole_edit_is_that_of_a_loop_written_out(guidance, frames, with_keys):
@@ -258,6 +275,7 @@ def test_scales_follow_their_schedules(folder):
     [
         ({"attention": "own"}, "attention is 'own'; expected one of anchor, anchor_self"),
         ({"chunk_size": 0}, "chunk_size is 0; expected 1 or more"),
+        ({"timestep_spacing": "even"}, "timestep_spacing is 'even'; expected one of leading, tr"),
         ({"shared_noise": 1.5}, "shared_noise is 1.5; expected a share from 0 to 1"),
     ],
 )
