@@ -166,3 +166,24 @@ def test_chunks_change_nothing():
 def test_resolution_is_checked():
     with pytest.raises(ValueError, match="occupancy_resolution is 0"):
         OccupancyGridEstimator(BOX, 0)
+
+
+def test_a_margin_gives_room_to_grow_but_not_in_closed_cells():
+    """One filled cell: its 26 neighbours are open too, less the one that is closed."""
+    grid = OccupancyGridEstimator(torch.tensor([[-1.0] * 3, [1.0] * 3]), 8)
+    centres = grid.cell_centres
+    middle = centres[4 * 64 + 3 * 8 + 2]
+
+    def filled(points, times):
+        return ((points - middle).abs().amax(dim=1, keepdim=True) < 0.125).float()
+
+    closed = torch.zeros(grid.n_cells, dtype=torch.bool)
+    closed[5 * 64 + 3 * 8 + 2] = True
+    grid.close(closed)
+    grid.update(filled, step=0, warmup_steps=1)
+    assert int(grid.binaries.sum()) == 1
+    for step in range(1, 4):
+        grid.update(filled, step=step, warmup_steps=9, margin=1)
+        near = ((centres - middle).abs().amax(dim=1) < 0.3) & ~closed
+        assert torch.equal(grid.binaries.view(-1), near), "it does not creep from step to step"
+    assert int(grid.binaries.sum()) == 26

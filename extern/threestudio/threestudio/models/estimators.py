@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import max_pool3d
 
 from threestudio.models.importance_sampling import ImportanceEstimator
 from threestudio.utils.device_copy import upload
@@ -62,6 +63,7 @@ class OccupancyGridEstimator(nn.Module):
         decay: float = 0.95,
         threshold: float = 0.01,
         chunk_size: int = 0,
+        margin: int = 0,
     ) -> None:
         """Refresh the cells: all of them in the warm-up, then a quarter at random and a quarter of
         the occupied ones.
@@ -79,6 +81,8 @@ class OccupancyGridEstimator(nn.Module):
             decay: factor on the old value of the asked cells.
             threshold: upper bound of the threshold.
             chunk_size: points per call; 0 asks all at once.
+            margin: so many cells around one that holds something count as well. Where nothing is
+                sampled nothing can grow: what changes its shape needs room.
 
         Random: role "occupancy" of the step, shared by all ranks.
         """
@@ -102,7 +106,11 @@ class OccupancyGridEstimator(nn.Module):
         found = decayed.scatter_reduce(0, cells, values.to(decayed), "amax")
         self.occs.copy_(found.masked_fill(is_closed, -1.0))
         limit = self.mean_occupancy.clamp(max=threshold)
-        self.binaries.copy_((self.occs > limit).view_as(self.binaries))
+        holds = (self.occs > limit).view_as(self.binaries)
+        if margin > 0:
+            around = max_pool3d(holds[None].float(), 2 * margin + 1, 1, margin)[0] > 0
+            holds = around & (self.occs >= 0).view_as(self.binaries)
+        self.binaries.copy_(holds)
 
     def _choose_cells(self, everything: bool, stream: torch.Generator) -> Tensor:
         device = self.occs.device

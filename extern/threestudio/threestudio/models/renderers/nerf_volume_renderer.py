@@ -86,6 +86,8 @@ class NeRFVolumeRenderer(VolumeRenderer):
         """Steps in which updates ask every cell."""
         occupancy_times: int = 0
         """Scene times that an update covers; 0 takes 1 for static and 4 for dynamic geometry."""
+        occupancy_margin: int = 0
+        """Cells around occupied ones that are sampled too, so that a trained scene can grow."""
         sampler: str = "auto"
         """Who marches and sums up: "dynamic" with lists as long as there are samples, for which the
         host waits; "static" in training with lists of fixed length, which never wait; "nerfacc"
@@ -175,6 +177,7 @@ class NeRFVolumeRenderer(VolumeRenderer):
             n_times=n_times,
             threshold=ALPHA_THRESHOLD,
             chunk_size=self.cfg.eval_chunk_size,
+            margin=self.cfg.occupancy_margin,
         )
 
     # Rendering
