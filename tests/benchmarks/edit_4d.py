@@ -74,8 +74,11 @@ KEYS = {
     "no depth": ("system.edit.use_depth=false",),
     "frame by frame": (
         "system.edit.order=frame_wise",
-        "system.edit.refine_num_steps=1000",  # what is published for it, whatever the profile
+        # What is published for it, whatever the profile.
+        "system.edit.refine_num_steps=1000",
         "system.edit.refine_diffusion_steps=20",
+        "system.guidance.timestep_spacing=leading",
+        "system.guidance.shared_noise=0.0",
     ),
 }
 N_CAMERAS, N_TIMES, SIZE_PX = 8, 16, 64

@@ -1,6 +1,6 @@
 """Edit images of the world by sentences with the embedded edit model; compare with the truth.
 
-    python tests/benchmarks/sample_edit.py [--steps 10] [--guidance-scale 1.5] [--write]
+    python tests/benchmarks/sample_edit.py [--steps 3] [--guidance-scale 1] [--write]
 
 Edits are of seven kinds, each in turn seen and held out (a look, or a change of a word, that the
 training never showed); four cameras and times of every scene, white background, frames edited one
@@ -189,7 +189,7 @@ def main() -> None:
         "custom/fourd/assets/edit",
         image_guidance_scale=1.0,
         captions=4 * len(KINDS),
-        steps=10,
+        guidance_scale=1.0,
     )
     prior, encode = load_edit_prior(str(args.folder)), load_text(args.folder)
     samples, started = [], time.monotonic()

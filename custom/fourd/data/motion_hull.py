@@ -36,6 +36,17 @@ def changing_pixels(
     return functional.max_pool2d(changes[None].float(), side, 1, margin_px)[0] > 0
 
 
+def has_fixed_cameras(scene: VideoScene) -> bool:
+    """Whether every training camera stands still, so that what changes in its image moves."""
+    rows = scene.train_rows()
+    return all(_is_fixed(scene, camera) for camera in set(scene.camera_ids[rows].tolist()))
+
+
+def _is_fixed(scene: VideoScene, camera: int) -> bool:
+    poses = scene.c2w[scene.camera_rows(camera)]
+    return torch.equal(poses, poses[:1].expand_as(poses))
+
+
 def moving_share(points: Float[Tensor, "n 3"], scene: VideoScene) -> Float[Tensor, "n"]:
     """Share of the training cameras that see a point and see something change there, in [0, 1].
 
@@ -48,14 +59,14 @@ def moving_share(points: Float[Tensor, "n 3"], scene: VideoScene) -> Float[Tenso
     rows = scene.train_rows()
     seen, moving = torch.zeros(2, len(points), device=points.device)
     for camera in sorted(set(scene.camera_ids[rows].tolist())):
-        mine = scene.camera_rows(camera)
-        if not torch.equal(scene.c2w[mine], scene.c2w[mine[:1]].expand_as(scene.c2w[mine])):
+        if not _is_fixed(scene, camera):
             raise ValueError(
                 f"camera {camera} moves, so what changes in its images need not move in the world; "
-                "expected fixed cameras. Set system.min_moving_share=0."
+                "expected fixed cameras."
             )
+        first = int(scene.camera_rows(camera)[0])
         changes = changing_pixels(scene, camera).to(points.device)
-        pose, matrix = scene.c2w[mine[0]].to(points), scene.intrinsics[mine[0]].to(points)
+        pose, matrix = scene.c2w[first].to(points), scene.intrinsics[first].to(points)
         pixels, z_depth = project_points(points, pose, matrix)
         column, row = pixels.nan_to_num(-1.0, -1.0, -1.0).floor().long().unbind(dim=-1)
         is_inside = (z_depth > 0) & (column >= 0) & (column < scene.width)

@@ -25,7 +25,7 @@ from threestudio.utils.misc import get_rank
 from threestudio.utils.rng import generator
 from torch import Tensor
 
-from custom.fourd.data.motion_hull import moving_share
+from custom.fourd.data.motion_hull import has_fixed_cameras, moving_share
 from custom.fourd.data.video_scene import VideoScene
 from custom.fourd.losses.reconstruction import (
     COLOR_LOSSES,
@@ -64,8 +64,8 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         min_moving_share: float = 0.0
         """of the training cameras that see a place: how many must see something change there for
         it to move; elsewhere the field is the same at all times, whatever noise its frames have.
-        0: everything may move. For fixed cameras; places are the cells of the encoding's
-        motion_cells"""
+        0: everything may move. Where a camera moves it is left out, with a line; places are the
+        cells of the encoding's motion_cells"""
 
     cfg: Config
 
@@ -140,10 +140,14 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
 
     def _hold_still(self) -> None:
         """Let time count only where enough of the training cameras see something change."""
+        frames: VideoScene = self.trainer.datamodule.scene
+        if not has_fixed_cameras(frames):
+            threestudio.info("cameras move, so system.min_moving_share says nothing: all may move")
+            return
         encoding = self._encoding_in_time()
         low, high = self.geometry.bbox
         points = low + encoding.motion_cell_centres * (high - low)
-        share = moving_share(points, self.trainer.datamodule.scene)
+        share = moving_share(points, frames)
         moves = share >= self.cfg.min_moving_share - 1e-6
         encoding.moves.copy_(moves.view_as(encoding.moves))
         threestudio.info("%.0f%% of the box may move", 100 * float(moves.float().mean()))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from custom.fourd.data.dynerf_datamodule import DyNeRFDataModule
-from custom.fourd.data.motion_hull import changing_pixels, moving_share
+from custom.fourd.data.motion_hull import changing_pixels, has_fixed_cameras, moving_share
 from custom.fourd.world.grammar import parse_caption
 from custom.fourd.world.motion import object_poses
 from custom.fourd.world.writers import write_dynerf
@@ -57,9 +57,11 @@ def test_slow_changes_count_and_noise_does_not(film):
 def test_a_camera_that_moves_is_refused(film):
     frames = film[1]
     row, kept = int(frames.train_rows()[1]), frames.c2w.clone()
+    assert has_fixed_cameras(frames)
     try:
         frames.c2w[row, 0, 3] += 0.1
-        with pytest.raises(ValueError, match="moves, so what changes .* system.min_moving_share=0"):
+        assert not has_fixed_cameras(frames)
+        with pytest.raises(ValueError, match="moves, so what changes .* expected fixed cameras"):
             moving_share(torch.zeros(1, 3), frames)
     finally:
         frames.c2w.copy_(kept)
