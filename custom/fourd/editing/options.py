@@ -95,6 +95,11 @@ class EditConfig:
     """share of the key cameras' look that the other cameras take in each round of the release"""
     temporal_share: float = 0.5
     """share of what comes along time where it can be had from the key cameras too"""
+    time_reach: int = 0
+    """frames before and after whose edits are averaged into a frame along the originals' flow, once
+    a pass is through with a camera; 0: none, as published"""
+    time_agreement: float = 0.05
+    """largest difference of the originals' colours, in [0, 1], at which that flow is trusted"""
     flow: str = "auto"
     """"raft", "dis", or "auto": raft where torchvision is installed"""
     flow_check: str = "strict"
@@ -203,7 +208,7 @@ def _check_numbers(options: EditConfig) -> None:
          "later_refine_diffusion_steps", "later_refine_num_steps", "turn_interval_steps",
          "restview_refine_diffusion_steps"), 1
     )  # fmt: skip
-    least |= dict.fromkeys(("overlap_length", "post_edit_steps", "preview_every"), 0)
+    least |= dict.fromkeys(("overlap_length", "post_edit_steps", "preview_every", "time_reach"), 0)
     for key, low in least.items():
         value = getattr(options, key)
         if value is not None and value < low:
@@ -213,7 +218,7 @@ def _check_numbers(options: EditConfig) -> None:
             raise ValueError(
                 f"system.edit.{key} is {getattr(options, key)}; expected a share from 0 to 1."
             )
-    for key in ("depth_tau_keys", "depth_tau_rest"):
+    for key in ("depth_tau_keys", "depth_tau_rest", "time_agreement"):
         if not getattr(options, key) > 0:
             raise ValueError(f"system.edit.{key} is {getattr(options, key)}; expected more than 0.")
     if options.overlap_length >= options.sequence_length:

@@ -111,6 +111,22 @@ class Window(EditItem):
         return tuple((self.camera, time) for time in self.kept)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimeBlend(EditItem):
+    """All edits of one camera, averaged with their neighbours in time along the flow.
+
+    Nothing is diffused: `strength` is 0.
+    """
+
+    camera: int
+    times: tuple[int, ...]
+    reach: int
+    """Neighbours on both sides that count."""
+
+    def frames(self) -> tuple[FrameKey, ...]:
+        return tuple((self.camera, time) for time in self.times)
+
+
 @dataclass(frozen=True)
 class EditPlan:
     """All items of an edit in order."""
@@ -201,6 +217,11 @@ def window_slots(n_times: int, length: int, overlap: int) -> list[Slots]:
 
 def describe(item: EditItem) -> str:
     """One line about an item."""
+    if isinstance(item, TimeBlend):
+        return (
+            f"{item.id}: camera {item.camera}, times {_span(item.times)}, averaged along the flow "
+            f"with {item.reach} before and after"
+        )
     how = f"T {item.strength.start} in {item.strength.steps} steps"
     start = ", from renders" if item.from_render else ""
     if isinstance(item, Window):
@@ -337,6 +358,19 @@ class _Planner:
                         from_render=self._from_render(number),
                     )
                 )  # fmt: skip
+            self._blend(name, camera, shard)
+
+    def _blend(self, name: str, camera: int, shard: int) -> None:
+        options, times = self.options, self.streams[camera]
+        if options.time_reach == 0 or not options.use_flow or options.order == "frame_wise":
+            return
+        self.items.append(
+            TimeBlend(
+                id=f"{name}/camera{camera:02d}/blend", stage=self.stage, shard=shard,
+                strength=Strength(0, 0), camera=camera, times=tuple(times),
+                reach=options.time_reach,
+            )
+        )  # fmt: skip
 
     def _reference(self, camera: int, time: int, made: dict[int, str], place: int) -> int | None:
         if not self.options.use_flow or self.options.order == "frame_wise":

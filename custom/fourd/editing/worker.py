@@ -21,12 +21,20 @@ from torch import Tensor
 from custom.fourd.data.video_scene import VideoScene
 from custom.fourd.guidance.anchor_instructpix2pix_guidance import Anchor
 from custom.fourd.ops.depth_warp import DepthCheck, DepthWarper
-from custom.fourd.ops.flow_warp import CHECKS, warp_by_flow
+from custom.fourd.ops.flow_warp import CHECKS, average_along_flow, warp_by_flow
 from custom.fourd.ops.optical_flow import FlowEstimator, estimate_both
 
 from .buffer import EditBuffer
 from .options import EditConfig
-from .plan import AnchorFrame, EditItem, FrameKey, KeyRound, RestPaint, Window
+from .plan import (
+    AnchorFrame,
+    EditItem,
+    FrameKey,
+    KeyRound,
+    RestPaint,
+    TimeBlend,
+    Window,
+)
 
 
 class EditModel(Protocol):
@@ -122,6 +130,8 @@ class EditWorker:
             return self._rest_paint(item)
         if isinstance(item, Window):
             return self._window(item)
+        if isinstance(item, TimeBlend):
+            return self._blend(item)
         raise TypeError(f"{item!r} is no item that this worker knows.")
 
     # Items
@@ -164,6 +174,19 @@ class EditWorker:
         kept = [place for place, time in enumerate(item.times) if time in item.kept]
         result.rows, result.images = tuple(rows[place] for place in kept), edited[kept]
         return result
+
+    def _blend(self, item: TimeBlend) -> EditResult:
+        rows = self._rows(item.frames())
+        now, originals = self.buffer.current(rows), self.buffer.original(rows)
+        blended, is_joined = average_along_flow(
+            now,
+            originals,
+            lambda of, towards: estimate_both(self.sources.flow, originals[of], originals[towards]),
+            item.reach,
+            self.options.time_agreement,
+            self.flow_check,
+        )
+        return self._result(item, rows, _Starts(now, is_joined), blended)
 
     # Where denoising begins
 

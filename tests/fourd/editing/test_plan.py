@@ -9,6 +9,7 @@ from custom.fourd.editing.options import edit_options
 from custom.fourd.editing.plan import (
     KeyRound,
     RestPaint,
+    TimeBlend,
     Window,
     key_strength,
     make_plan,
@@ -130,6 +131,27 @@ def test_the_baseline_edits_frames_alone():
     assert len(plan(order="frame_wise").items) == len(windows)
     assert {(w.reference, w.anchor, w.key_cameras) for w in windows} == {(None, None, ())}
     assert {(w.strength.start, w.strength.steps) for w in windows} == {(1000, 20)}
+
+
+@pytest.mark.parametrize("order", ["release", "paper", "single_view"])
+def test_a_camera_is_blended_along_time_once_its_windows_are_done(order):
+    found = plan(order=order, passes=2, time_reach=2)
+    blends = of(TimeBlend, found)
+    assert Counter(item.camera for item in blends) == dict.fromkeys(CAMERAS, 2)
+    for item in blends:
+        assert item.times == tuple(TIMES) and item.reach == 2
+        place = found.items.index(item)
+        before = found.items[place - 1]
+        assert isinstance(before, Window)
+        assert (before.camera, before.stage, before.shard) == (item.camera, item.stage, item.shard)
+        rest = found.items[place + 1 :]
+        assert not any(isinstance(w, Window) and w.camera == item.camera and w.stage == item.stage
+                       for w in rest)  # fmt: skip
+    text = str(found)
+    assert "times 0-11, averaged along the flow with 2 before and after" in text
+    for keys in ({"time_reach": 0}, {"time_reach": 2, "use_flow": False}):
+        assert not of(TimeBlend, plan(order=order, **keys))
+    assert not of(TimeBlend, plan(order="frame_wise", time_reach=2))
 
 
 def test_switches_take_their_part_out():

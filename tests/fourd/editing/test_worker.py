@@ -101,6 +101,25 @@ def test_a_window_starts_from_the_frame_before_it_carried_along_the_flow():
     assert key.shape == (SIZE, SIZE, 3)
 
 
+def test_a_blend_averages_the_edits_as_they_stand_and_diffuses_nothing():
+    """Nothing moves and all originals agree, so each edit becomes the mean of its neighbours'."""
+    scene = hand_made_scene(n_cameras=1)
+    scene.frames[:] = scene.frames[:1]
+    tested = worker(scene, sequence_length=2, time_reach=1, warm_up_steps=1)
+    plan = make_plan(edit_options({"sequence_length": 2, "time_reach": 1, "warm_up_steps": 1}),
+                     FRAMES[:5])  # fmt: skip
+    *others, blend = plan.items
+    run(tested, *others)
+    before, calls = tested.buffer.current(range(5)), len(tested.sources.model.calls)
+    result = run(tested, blend)
+    assert len(tested.sources.model.calls) == calls and result.rows == tuple(range(5))
+    for t in range(5):
+        expected = before[max(0, t - 1) : t + 2].mean(dim=0)
+        torch.testing.assert_close(result.images[t], expected, atol=1e-4, rtol=0)
+        assert torch.equal(result.shown[t].start, before[t])
+        assert bool(result.shown[t].is_warped.all())
+
+
 def test_without_flow_a_window_starts_from_what_is_there():
     tested = worker(use_flow=False, sequence_length=2)
     plan = run_plan(tested, FRAMES, use_flow=False)

@@ -8,6 +8,7 @@ import torch
 from custom.fourd.ops.flow_warp import (
     RELEASE_CHECK,
     FlowCheck,
+    average_along_flow,
     backward_warp,
     composite,
     is_inside,
@@ -153,3 +154,58 @@ def test_composites_mix_by_their_ratio():
 def test_what_cannot_work_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(noise(1, 10, 14, 3), constant_flow(0.0, 0.0))
+
+
+class TestAverageAlongFlow:
+    """A texture that moves two pixels to the right each frame; edits of it with noise."""
+
+    N, HEIGHT, WIDTH = 5, 12, 20
+
+    def frames(self):
+        wide = noise(self.HEIGHT, self.WIDTH + 2 * self.N, 3)
+        starts = [2 * (self.N - 1 - t) for t in range(self.N)]
+        return torch.stack([wide[:, start : start + self.WIDTH] for start in starts])
+
+    def flows(self, of, towards):
+        flow = constant_flow(2.0 * (towards - of), 0.0, 1, self.HEIGHT, self.WIDTH)[0]
+        return flow, -flow
+
+    def test_it_is_the_mean_over_a_slow_loop(self):
+        """By hand, from whole shifts: inside, frame t is edit s moved by 2 (t - s)."""
+        originals = self.frames()
+        edits = noise(self.N, self.HEIGHT, self.WIDTH, 3, seed=2)
+        found, is_joined = average_along_flow(edits, originals, self.flows, 1, 0.01)
+        for t in range(self.N):
+            for column in range(self.WIDTH):
+                parts = [edits[t, :, column]]
+                for s in (t - 1, t + 1):
+                    there = column + 2 * (s - t)
+                    if 0 <= s < self.N and 0 <= there < self.WIDTH:
+                        parts.append(edits[s, :, there])
+                expected = torch.stack(parts).mean(dim=0)
+                # Bicubic sampling at whole pixels, positions rounded.
+                torch.testing.assert_close(found[t, :, column], expected, atol=2e-5, rtol=0)
+                assert bool((is_joined[t, :, column] == (len(parts) > 1)).all())
+
+    def test_noise_shrinks_and_what_was_right_stays(self):
+        originals = self.frames()
+        noisy = originals + 0.1 * torch.randn(
+            originals.shape, generator=torch.Generator().manual_seed(3)
+        )
+        inside = slice(4, -4)
+        found, _ = average_along_flow(noisy, originals, self.flows, 2, 0.01)
+        error = (found - originals)[2, :, inside].std()
+        assert float(error) == pytest.approx(0.1 / 5**0.5, rel=0.15)
+        same, _ = average_along_flow(originals, originals, self.flows, 2, 0.01)
+        torch.testing.assert_close(same, originals, atol=2e-5, rtol=0)
+
+    def test_where_the_originals_disagree_nothing_is_taken(self):
+        """A flow that contradicts nothing but the colours: of all frames as if they stood still."""
+        originals = self.frames()
+        edits = noise(self.N, self.HEIGHT, self.WIDTH, 3, seed=2)
+        still = torch.zeros(2, self.HEIGHT, self.WIDTH)
+        kept, is_joined = average_along_flow(edits, originals, lambda *_: (still, still), 2, 0.01)
+        assert float(is_joined.float().mean()) < 0.02, "chance alone"
+        torch.testing.assert_close(kept[~is_joined], edits[~is_joined])
+        _, all_joined = average_along_flow(edits, originals, lambda *_: (still, still), 2, 1.0)
+        assert bool(all_joined.all())
