@@ -86,12 +86,20 @@ def test_every_instruction_runs_whole_before_any_ablation(benchmark):
 
 
 def test_ablations_set_keys_that_edits_have(benchmark):
+    from threestudio.utils.config import parse_structured
+
     from custom.fourd.editing.options import edit_options
+    from custom.fourd.guidance.anchor_instructpix2pix_guidance import AnchorInstructPix2PixGuidance
 
     for variant, keys in benchmark.KEYS.items():
-        words = dict(key.removeprefix("system.edit.").split("=") for key in keys)
-        values = {k: {"false": False}.get(v, v) for k, v in words.items()}
-        options = edit_options(values)
+        values = {"edit": {}, "guidance": {}}
+        for key in keys:
+            name, word = key.removeprefix("system.").split("=")
+            part, field = name.split(".")
+            values[part][field] = {"false": False}.get(word, word)
+        guidance = parse_structured(AnchorInstructPix2PixGuidance.Config, values["guidance"])
+        assert (guidance.timestep_spacing, guidance.shared_noise) == ("leading", 0.0)
+        options = edit_options(values["edit"])
         assert options.use_flow == (variant != "no flow")
         assert options.use_depth == (variant != "no depth")
         assert (options.attention == "none") == (variant == "frame by frame")
