@@ -37,14 +37,15 @@ def changing_pixels(
 
 
 def has_fixed_cameras(scene: VideoScene) -> bool:
-    """Whether every training camera stands still, so that what changes in its image moves."""
+    """Whether every training camera stands still and does not zoom: what changes in its image moves."""
     rows = scene.train_rows()
     return all(_is_fixed(scene, camera) for camera in set(scene.camera_ids[rows].tolist()))
 
 
 def _is_fixed(scene: VideoScene, camera: int) -> bool:
-    poses = scene.c2w[scene.camera_rows(camera)]
-    return torch.equal(poses, poses[:1].expand_as(poses))
+    rows = scene.camera_rows(camera)
+    cameras = torch.cat((scene.c2w[rows].flatten(1), scene.intrinsics[rows].flatten(1)), dim=1)
+    return torch.equal(cameras, cameras[:1].expand_as(cameras))
 
 
 def moving_share(points: Float[Tensor, "n 3"], scene: VideoScene) -> Float[Tensor, "n"]:

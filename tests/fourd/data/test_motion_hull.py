@@ -57,11 +57,16 @@ def test_slow_changes_count_and_noise_does_not(film):
 def test_a_camera_that_moves_is_refused(film):
     frames = film[1]
     row, kept = int(frames.train_rows()[1]), frames.c2w.clone()
+    matrices = frames.intrinsics.clone()
     assert has_fixed_cameras(frames)
     try:
         frames.c2w[row, 0, 3] += 0.1
         assert not has_fixed_cameras(frames)
         with pytest.raises(ValueError, match="moves, so what changes .* expected fixed cameras"):
             moving_share(torch.zeros(1, 3), frames)
+        frames.c2w.copy_(kept)
+        frames.intrinsics[row, 0, 0] += 1.0
+        assert not has_fixed_cameras(frames), "it zooms"
     finally:
         frames.c2w.copy_(kept)
+        frames.intrinsics.copy_(matrices)
