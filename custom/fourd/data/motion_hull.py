@@ -37,7 +37,7 @@ def changing_pixels(
 
 
 def has_fixed_cameras(scene: VideoScene) -> bool:
-    """Whether every training camera stands still and does not zoom: what changes in its image moves."""
+    """Whether every training camera stands still and does not zoom, so that what changes moves."""
     rows = scene.train_rows()
     return all(_is_fixed(scene, camera) for camera in set(scene.camera_ids[rows].tolist()))
 
