@@ -131,18 +131,7 @@ class Trainer:
 
     def train_step(self, batch: Batch, scale: float, seed: int) -> float:
         """One update with the learning rate times `scale`; returns the velocity loss."""
-        generator = torch.Generator().manual_seed(seed)
-        joined = batch.group_size
-        count = len(batch.latents)
-        drawn = torch.rand((count // joined,), generator=generator) ** self.timestep_power
-        timesteps = (drawn * 1000).long().clamp(0, 999).repeat_interleave(joined)
-        noise = torch.randn(batch.latents.shape, generator=generator)
-        timesteps, noise = timesteps.to(self.device), noise.to(self.device)
-        latents = batch.latents.to(self.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        target = self.scheduler.get_velocity(latents, noise, timesteps)
-        predicted, further_loss = self.predict(batch, noisy, timesteps)
-        loss = functional.mse_loss(predicted, target)
+        loss, further_loss = self.losses(batch, seed)
         self.modules.zero_grad(set_to_none=True)
         (loss if further_loss is None else loss + further_loss).backward()
         self._share_gradients()
@@ -154,6 +143,21 @@ class Trainer:
         self.step_count += 1
         self._average()
         return float(loss.detach())
+
+    def losses(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor | None]:
+        """The velocity loss at noise drawn from `seed`, and what else is added to it."""
+        generator = torch.Generator().manual_seed(seed)
+        joined = batch.group_size
+        count = len(batch.latents)
+        drawn = torch.rand((count // joined,), generator=generator) ** self.timestep_power
+        timesteps = (drawn * 1000).long().clamp(0, 999).repeat_interleave(joined)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        timesteps, noise = timesteps.to(self.device), noise.to(self.device)
+        latents = batch.latents.to(self.device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        target = self.scheduler.get_velocity(latents, noise, timesteps)
+        predicted, further_loss = self.predict(batch, noisy, timesteps)
+        return functional.mse_loss(predicted, target), further_loss
 
     def predict(
         self, batch: Batch, noisy: Tensor, timesteps: Tensor

@@ -22,6 +22,9 @@ from .world_pairs import NUM_AZIMUTHS, NUM_TIMES, PairGroups, twin_of
 from .world_views import chance, colour_views, draw_backgrounds, say, view_suffix
 
 TEXT_DROPOUT, IMAGE_DROPOUT = 0.1, 0.1
+GREY_SHARE = 0.5
+"""Of the pairs: another background than white. Nothing but the image prompt tells it, so pairs on
+white alone would teach a model to do without looking."""
 PAIR_SHARE = 0.35
 """Of the groups: two objects."""
 SPIN_SHARE = 0.4
@@ -75,7 +78,7 @@ class PairSource:
         """4 `num_groups` pairs."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         count = 4 * num_groups
-        backgrounds = draw_backgrounds(count, generator)
+        backgrounds = draw_backgrounds(count, generator, GREY_SHARE)
         pairs = [self._pair(background, generator) for background in backgrounds]
         prompts, targets, captions, times, azimuths, told = zip(*pairs, strict=True)
         with torch.no_grad():

@@ -10,7 +10,8 @@ cameras look like; what that is told by its class vector is first taught to the 
     python -m custom.fourd.scripts.train_image --work outputs/assets --steps 6000
     python -m custom.fourd.scripts.train_image --work outputs/assets --steps 6000 --export
 
-`--from-asset` starts from the committed image model instead, with a new teacher. Kill it at any
+`--from-asset` starts from the committed image model instead, with a new teacher, which first finds
+codes that this model hears. Kill it at any
 time; the same command resumes. A CUDA device is used where there is one; on a CPU use one process
 with one thread per core, as for `train_multiview`.
 """
@@ -74,6 +75,8 @@ WARM_STEPS, WARM_RATE, WARM_PROMPTS, WARM_FIRST = 900, 5e-3, 64, 10**9
 SIGHT_STEPS, SIGHT_RATE, SIGHT_GROUPS, SQUARES, POSE_SHARE = 700, 7e-3, 8, 4, 0.3
 """Of what vision encoder and resampler learn first; squares along an edge of the image; the weight
 of azimuth and time."""
+CODE_STEPS, CODE_RATE = 250, 1e-2
+"""Of a new teacher that finds the codes which a trained model hears."""
 TOKEN_GAIN = 4.0
 """Of the image tokens. A step of either optimizer moves weights by as much whatever comes in, so
 larger tokens make keys and values learn as many times faster: without it the U-Net does without
@@ -99,6 +102,7 @@ class ImageTrainer(Trainer):
         unet.requires_grad_(True)
         self.n_layers = len(set_layer_contexts(unet))
         self.vision, self.teacher = vision, ControlTeacher(unet.config.cross_attention_dim)
+        self.most_noise = MOST_NOISE
         self.turn = torch.nn.Linear(unet.time_embedding.linear_2.out_features, 4)
         super().__init__(
             unet,
@@ -109,14 +113,16 @@ class ImageTrainer(Trainer):
         )
         self.injection = TextInjection(self.text_encoder, self.tokenizer, SUPER_CATEGORIES)
 
-    def contexts(self, batch: ImageBatch, most_noise: float = MOST_NOISE) -> LayerContexts:
-        """Keys and values of a batch's prompts, with the teacher's codes where they are told."""
+    def contexts(self, batch: ImageBatch) -> LayerContexts:
+        """Keys and values of a batch's prompts, with the teacher's codes where they are told.
+
+        Codes are disturbed by up to `most_noise` times their length.
+        """
         azimuths = torch.deg2rad(batch.azimuths_deg)
         codes = self.teacher(batch.frame_times.to(self.device), azimuths.to(self.device))
         prompts = [Composition().prompt(caption) for caption in batch.captions]
-        return taught_contexts(
-            self.injection, prompts, codes, batch.told, self.n_layers, batch.generator, most_noise
-        )
+        drawn = (batch.generator, self.most_noise)
+        return taught_contexts(self.injection, prompts, codes, batch.told, self.n_layers, *drawn)
 
     def image_prompt(self, batch: ImageBatch) -> dict:
         """Arguments of the U-Net for a batch's image prompts; a black image is none."""
@@ -202,7 +208,7 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
     to make of a prompt with codes what the video prior makes of its class vector, and `turn_loss`
     asks for the turn of what spins. No image is seen, and words keep the states that they had.
     """
-    known = VideoKnowledge(folder)
+    known, trainer.most_noise = VideoKnowledge(folder), WARM_NOISE
     trainer.load_asset(folder, lambda _: {**trainer.unet.state_dict(), **known.image_weights(0)})
     plain = trainer.tokenizer(
         source.words(WARM_FIRST - 1, WARM_PROMPTS).captions,
@@ -229,7 +235,7 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
         states, pooled, of_class = (part.to(trainer.device) for part in knowledge)
         if step == 0:
             mean = of_class.mean(dim=0)
-        contexts = trainer.contexts(batch, WARM_NOISE)
+        contexts = trainer.contexts(batch)
         ours = trainer.unet.add_embedding(contexts.pooled)
         wanted = pooled + of_class - mean
         missed = functional.mse_loss(ours, wanted) / wanted.var(dim=0).mean()
@@ -242,6 +248,7 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
             print(f"{line}, {float(turn.detach()):.3f} of the turn", flush=True)
     bias = trainer.unet.time_embedding.linear_2.bias
     bias.data.add_(mean)
+    trainer.most_noise = MOST_NOISE
     trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
 
 
@@ -287,6 +294,34 @@ def teach_sight(
     with torch.no_grad():
         resampler.norm_out.weight.mul_(TOKEN_GAIN)
         resampler.norm_out.bias.mul_(TOKEN_GAIN)
+    trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+
+
+def find_codes(trainer: ImageTrainer, source: PairSource, steps: int) -> None:
+    """Let a new teacher learn alone, from the model that stays as it is, which codes it hears.
+
+    A teacher that says nothing the model knows would teach it not to listen.
+    """
+    parts = ModuleList((trainer.teacher, trainer.turn))
+    learn = {id(parameter) for parameter in parts.parameters()}
+    others = [p for p in trainer.modules.parameters() if p.requires_grad and id(p) not in learn]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    trainer.most_noise = WARM_NOISE
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=CODE_RATE, betas=(0.9, 0.99))
+    sums = [0.0, 0.0]
+    for step in range(steps):
+        batch = source.batch(WARM_FIRST + step, SIGHT_GROUPS)
+        loss, turn = trainer.losses(batch, WARM_FIRST + step)
+        rate = CODE_RATE * rate_scale(step, steps, 10, 0.3 * steps)
+        _update(parts, (optimizer,), loss + turn, rate)
+        sums = [sums[0] + float(loss.detach()), sums[1] + float(turn.detach())]
+        if step % 50 == 49:
+            print(f"codes {step + 1}: loss {sums[0] / 50:.4f}, turn {sums[1] / 50:.4f}", flush=True)
+            sums = [0.0, 0.0]
+    for parameter in others:
+        parameter.requires_grad_(True)
+    trainer.most_noise = MOST_NOISE
     trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
 
 
@@ -342,6 +377,7 @@ def main(argv: list[str] | None = None) -> int:
     def begin(fresh: Trainer) -> None:
         if args.from_asset:
             trainer.load_image_asset(ASSETS / "image")
+            find_codes(trainer, source, CODE_STEPS)
         else:
             warm_up(trainer, source, ASSETS / "video", WARM_STEPS)
             teach_sight(trainer, source, vae, SIGHT_STEPS)

@@ -165,10 +165,12 @@ def colour_views(
     return rgb * 2 - 1
 
 
-def draw_backgrounds(count: int, generator: torch.Generator) -> Float[Tensor, "count 3"]:
+def draw_backgrounds(
+    count: int, generator: torch.Generator, grey_share: float = GREY_BACKGROUND_SHARE
+) -> Float[Tensor, "count 3"]:
     """White, or for a share of the groups one random grey."""
     grey = torch.rand((count, 1), generator=generator)
-    chosen = torch.rand((count, 1), generator=generator) < GREY_BACKGROUND_SHARE
+    chosen = torch.rand((count, 1), generator=generator) < grey_share
     return torch.where(chosen, grey, 1.0).expand(count, 3)
 
 

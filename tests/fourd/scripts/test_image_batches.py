@@ -8,6 +8,7 @@ import torch
 from custom.fourd.mappers.composition import TIME, VIEW
 from custom.fourd.scripts.embedded_training import committed_autoencoder
 from custom.fourd.scripts.image_batches import (
+    GREY_SHARE,
     IMAGE_DROPOUT,
     SPIN_SHARE,
     TEXT_DROPOUT,
@@ -61,6 +62,20 @@ def test_every_branch_of_the_guidance_is_trained(batches):
         # 0.28 + 0.28 of the pairs differ in it; of the others half are told.
         expected = 0.56 + 0.44 * TOLD_SHARE
         assert shares(batches, lambda b, n=name: b.told[n]) == pytest.approx(expected, abs=0.11)
+
+
+def test_half_of_the_backgrounds_are_told_by_the_image_prompt_alone(batches, vae):
+    """Image prompt and target stand on one background; five standard deviations of 384 draws."""
+    assert shares(batches, lambda b: b.prompt_images[:, 0, 0, 0] < 0.999) == pytest.approx(
+        GREY_SHARE, abs=0.13
+    )
+    for batch in batches:
+        corners = batch.prompt_images[:, 0, 0]
+        assert torch.equal(corners, corners[:, :1].expand(-1, 3))
+        # An object may hide a corner of the target.
+        with torch.no_grad():
+            made = (vae.decode(batch.latents).sample[:, 0, 0, 0] + 1) / 2
+        assert float(((made - corners[:, 0]).abs() < 0.1).float().mean()) > 0.8
 
 
 def test_what_is_not_told_stays(vae):

@@ -19,7 +19,7 @@ from custom.fourd.scripts import embedded_training, train_image
 from custom.fourd.scripts.embedded_models import IMAGE_FACTS, build_video_unet
 from custom.fourd.scripts.embedded_training import Trainer, committed_autoencoder
 from custom.fourd.scripts.image_batches import PairSource
-from custom.fourd.scripts.image_control import WARM_NOISE
+from custom.fourd.scripts.image_control import MOST_NOISE, WARM_NOISE
 from custom.fourd.scripts.make_family import ASSETS
 from custom.fourd.scripts.render_pairs import main as render_main
 from custom.fourd.scripts.train_image import (
@@ -28,6 +28,7 @@ from custom.fourd.scripts.train_image import (
     ImageTrainer,
     VideoKnowledge,
     export_image,
+    find_codes,
     main,
     teach_sight,
     warm_up,
@@ -90,6 +91,23 @@ def test_sight_is_taught_to_the_vision_side_alone(trainer, source, vae, capsys):
         assert torch.equal(value, trainer.ema[name])
 
 
+def test_a_new_teacher_learns_alone(trainer, source, monkeypatch):
+    """Of the model nothing moves, and what it would learn by is left as it was."""
+    trainer.modules["text"].requires_grad_(False)
+    before = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+    noises, losses = [], trainer.losses
+    monkeypatch.setattr(
+        trainer, "losses", lambda *given: noises.append(trainer.most_noise) or losses(*given)
+    )
+    find_codes(trainer, source, 2)
+    assert noises == [WARM_NOISE] * 2 and trainer.most_noise == MOST_NOISE
+    for name, value in trainer.modules.state_dict().items():
+        assert torch.equal(value, before[name]) is not name.startswith(("teacher.", "turn.")), name
+        assert torch.equal(value, trainer.ema[name]), name
+    for name, parameter in trainer.modules.named_parameters():
+        assert parameter.requires_grad is not name.startswith("text."), name
+
+
 def test_the_warm_up_teaches_the_text_what_the_class_vector_said(trainer, source, knowledge):
     batch = source.batch(5, 8)
     tokens = trainer.tokenizer(batch.captions, padding="max_length", return_tensors="pt").input_ids
@@ -98,8 +116,9 @@ def test_the_warm_up_teaches_the_text_what_the_class_vector_said(trainer, source
 
     def miss():
         batch = source.batch(5, 8)
+        trainer.most_noise = WARM_NOISE
         with torch.no_grad():
-            ours = trainer.unet.add_embedding(trainer.contexts(batch, WARM_NOISE).pooled)
+            ours = trainer.unet.add_embedding(trainer.contexts(batch).pooled)
             constant = trainer.unet.time_embedding.linear_2.bias
             old = knowledge.unet.time_embedding.linear_2.bias
             return float((ours + constant - old - wanted).square().mean() / wanted.var())
@@ -107,6 +126,7 @@ def test_the_warm_up_teaches_the_text_what_the_class_vector_said(trainer, source
     warm_up(trainer, source, ASSETS / "video", 1)
     before = miss()
     warm_up(trainer, source, ASSETS / "video", 12)
+    assert trainer.most_noise == MOST_NOISE
     assert miss() < 0.98 * before
     for name, value in trainer.modules.state_dict().items():
         assert torch.equal(trainer.ema[name], value), name

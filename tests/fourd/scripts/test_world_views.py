@@ -142,6 +142,8 @@ def test_backgrounds_are_white_or_grey():
     white = float((colours[:, 0] == 1).float().mean())
     # Four fifths of 400 draws; five standard deviations are 0.1.
     assert white == pytest.approx(0.8, abs=0.1) and colours.min() >= 0
+    more = draw_backgrounds(400, seeded(), 0.5)
+    assert float((more[:, 0] == 1).float().mean()) == pytest.approx(0.5, abs=0.13)
 
 
 def test_draws_are_uniform_and_chances_hold():
