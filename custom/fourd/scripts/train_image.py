@@ -88,6 +88,10 @@ NOTE = (
     "Started from the video prior. While it was trained, codes of time and azimuth stood in the "
     "placeholders of its prompts; what made them is not part of it."
 )
+FURTHER_NOTE = (
+    "Trained on from the committed image model, with a new teacher that first found the codes which "
+    "it heard. What made the codes is not part of it."
+)
 ADAPTER_FILE = Path("ip_adapter", "ip-adapter-plus.safetensors")
 
 
@@ -383,7 +387,7 @@ def main(argv: list[str] | None = None) -> int:
             teach_sight(trainer, source, vae, SIGHT_STEPS)
 
     def write(recipe: dict) -> Path:
-        return export_image(trainer, vae, {**recipe, "note": NOTE})
+        return export_image(trainer, vae, {**recipe, "note": FURTHER_NOTE if args.from_asset else NOTE})
 
     return train_or_export(trainer, source, args, begin, write, "train_image")
 
