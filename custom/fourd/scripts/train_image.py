@@ -89,8 +89,8 @@ NOTE = (
     "placeholders of its prompts; what made them is not part of it."
 )
 FURTHER_NOTE = (
-    "Trained on from the committed image model, with a new teacher that first found the codes which "
-    "it heard. What made the codes is not part of it."
+    "Trained on from the committed image model, with a new teacher that first found the codes "
+    "which it heard. What made the codes is not part of it."
 )
 ADAPTER_FILE = Path("ip_adapter", "ip-adapter-plus.safetensors")
 
@@ -387,7 +387,8 @@ def main(argv: list[str] | None = None) -> int:
             teach_sight(trainer, source, vae, SIGHT_STEPS)
 
     def write(recipe: dict) -> Path:
-        return export_image(trainer, vae, {**recipe, "note": FURTHER_NOTE if args.from_asset else NOTE})
+        note = FURTHER_NOTE if args.from_asset else NOTE
+        return export_image(trainer, vae, {**recipe, "note": note})
 
     return train_or_export(trainer, source, args, begin, write, "train_image")
 

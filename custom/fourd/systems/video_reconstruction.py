@@ -31,6 +31,7 @@ from custom.fourd.losses.reconstruction import (
     COLOR_LOSSES,
     color_loss,
     space_variation_loss,
+    surface_variation_loss,
     time_variation_loss,
 )
 from custom.fourd.ops.camera import seen_share
@@ -53,7 +54,8 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         color_loss: str = "mse"
         """What lambda_rgb weighs: "mse", or "charbonnier", which forgives single pixels"""
         variation_step: float = 0.02
-        """how far apart lambda_tv_space compares points, in shares of the box's half-width"""
+        """how far apart lambda_tv_space and lambda_tv_surface compare points, in shares of the
+        box's half-width"""
         variation_time_step: float = 0.05
         """how far apart lambda_tv_time compares scene times"""
         min_seen_share: float = 0.0
@@ -184,6 +186,8 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         terms = {"loss_rgb": color_loss(rgb, batch["rgb"], self.cfg.color_loss)}
         terms.update(self._regularisers(out))
         terms.update(self._variation())
+        if self._weight("lambda_tv_surface") > 0:
+            terms["loss_tv_surface"] = self._surface_variation(batch, out)
         with torch.no_grad():
             mean_square = (rgb - batch["rgb"]).square().mean().clamp_min(1e-10)
             self.log("train/psnr", -10 * torch.log10(mean_square), prog_bar=True)
@@ -209,10 +213,8 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
         points, times = low + draws[:, :3] * (high - low), draws[:, 3]
         terms = {}
         if in_space:
-            reach = self.cfg.variation_step * 0.5 * (high - low)
-            offsets = (draws[:, 4:] * 2 - 1) * reach
-            inside = (points + offsets).clamp(low, high) - points
-            terms["loss_tv_space"] = space_variation_loss(self._values, points, times, inside)
+            offsets = self._beside(points, draws[:, 4:]) - points
+            terms["loss_tv_space"] = space_variation_loss(self._values, points, times, offsets)
         if in_time:
             terms["loss_tv_time"] = time_variation_loss(
                 self._values, points, times, self.cfg.variation_time_step
@@ -222,13 +224,55 @@ class VideoReconstruction(ReconstructionEvaluation, Distillation, TrainingClock,
     def _values(
         self, points: Float[Tensor, "n 3"], frame_times: Float[Tensor, "n"]
     ) -> Float[Tensor, "n 4"]:
-        """Opacity of a thirtieth of the box, and colour dimmed by it: empty space has none."""
+        """Opacity and colour dimmed by it: empty space has none."""
+        towards_box = -torch.nn.functional.normalize(points, dim=-1)
+        alphas, rgb = self._opacity_and_colour(points, frame_times, towards_box)
+        return torch.cat([alphas, alphas * rgb], dim=-1)
+
+    def _opacity_and_colour(
+        self,
+        points: Float[Tensor, "n 3"],
+        frame_times: Float[Tensor, "n"],
+        viewdirs: Float[Tensor, "n 3"],
+    ) -> tuple[Float[Tensor, "n 1"], Float[Tensor, "n 3"]]:
+        """Opacity of a thirtieth of the box, and colour."""
         out = self.geometry(points, output_normal=False, frame_times=frame_times)
         length = (self.renderer.bbox[1, 0] - self.renderer.bbox[0, 0]) / 30
         alphas = 1 - torch.exp(-out["density"] * length)
-        towards_box = -torch.nn.functional.normalize(points, dim=-1)
-        rgb = self.material(viewdirs=towards_box, positions=points, light_positions=points, **out)
-        return torch.cat([alphas, alphas * rgb], dim=-1)
+        rgb = self.material(viewdirs=viewdirs, positions=points, light_positions=points, **out)
+        return alphas, rgb
+
+    def _beside(
+        self, points: Float[Tensor, "n 3"], draws: Float[Tensor, "n 3"]
+    ) -> Float[Tensor, "n 3"]:
+        """Places near others, inside the box; draws in [0, 1) are of what lies in between."""
+        low, high = self.renderer.bbox
+        reach = self.cfg.variation_step * 0.5 * (high - low)
+        return (points + (draws * 2 - 1) * reach).clamp(low, high)
+
+    def _surface_variation(
+        self, batch: dict[str, Any], out: dict[str, Tensor]
+    ) -> Float[Tensor, ""]:
+        """How colours vary where rays end, on surfaces; it does not move these.
+
+        Random: which rays, and how far beside, role "surface-variation" of the step, item = rank.
+        """
+        n_rays = len(batch["rays_o"])
+        stream = generator("surface-variation", self.true_global_step, get_rank())
+        # Fixed shapes: which rays end on a surface is weighed, not asked.
+        chosen = torch.randperm(n_rays, generator=stream)[:N_VARIATION_POINTS]
+        draws = torch.rand(len(chosen), 3, generator=stream).to(batch["rays_o"])
+        chosen = chosen.to(batch["rays_o"].device)
+        rays_o, rays_d, times = (
+            batch[name][chosen] for name in ("rays_o", "rays_d", "frame_times")
+        )
+        opacity, depth = (out[name].detach().view(-1, 1)[chosen] for name in ("opacity", "depth"))
+        low, high = self.renderer.bbox
+        points = (rays_o + rays_d * depth / opacity.clamp_min(1e-3)).clamp(low, high)
+        alphas, rgb = self._opacity_and_colour(points, times, rays_d)
+        near_alphas, beside = self._opacity_and_colour(self._beside(points, draws), times, rays_d)
+        weights = (opacity > 0.5) * alphas.detach() * near_alphas.detach()
+        return surface_variation_loss(rgb, beside, weights[:, 0])
 
     def _check_rays(self, batch: dict[str, Any]) -> None:
         """Refuse rays that the field cannot see, once; a scheme of training cannot mend them."""

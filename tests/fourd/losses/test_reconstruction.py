@@ -8,6 +8,7 @@ import torch
 from custom.fourd.losses.reconstruction import (
     color_loss,
     space_variation_loss,
+    surface_variation_loss,
     time_variation_loss,
 )
 
@@ -42,3 +43,11 @@ def test_variation_of_a_linear_field():
     assert time_variation_loss(linear, points, times, 0.7) == pytest.approx(
         5 * (0.7 + 0.5 + 0.7) / 3
     )
+
+
+def test_variation_on_surfaces_counts_pairs_by_their_weights():
+    rgb = torch.tensor([[0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [0.5, 0.5, 0.5]])
+    beside = torch.tensor([[0.4, 0.2, 0.0], [0.0, 0.0, 0.0], [0.8, 0.5, 0.5]])
+    loss = surface_variation_loss(rgb, beside, torch.tensor([1.0, 0.0, 0.5]))
+    assert float(loss) == pytest.approx((0.2 + 0.5 * 0.1) / 1.5)
+    assert float(surface_variation_loss(rgb, beside, torch.zeros(3))) == 0.0

@@ -75,6 +75,12 @@ def test_the_loss_is_that_of_the_colours_and_of_every_weighed_term(monkeypatch):
     sparse, logged = loss(monkeypatch, batch, out, loss=weights)
     assert sparse == pytest.approx(0.02 + 3 * logged["train/loss_sparsity"], rel=1e-4)
     assert logged["train/loss_sparsity"] == pytest.approx(0.25, abs=0.03)
+    weights = {"lambda_rgb": 1.0, "lambda_tv_surface": 6.0}
+    out["depth"] = torch.full((6, 1, 1, 1), 0.25 * 3)
+    out["opacity"] = torch.full((6, 1, 1, 1), 0.9)
+    uneven, logged = loss(monkeypatch, batch, out, loss=weights)
+    term = logged["train/loss_tv_surface"]
+    assert term > 0 and uneven == pytest.approx(0.01 + 6 * term, rel=1e-4)
     weights = {"lambda_rgb": 1.0, "lambda_tv_space": 4.0, "lambda_tv_time": 5.0}
     restless, logged = loss(monkeypatch, batch, out, loss=weights)
     terms = 4 * logged["train/loss_tv_space"] + 5 * logged["train/loss_tv_time"]
@@ -110,6 +116,36 @@ def test_variation_looks_around_the_whole_box_at_all_times(monkeypatch):
     assert float(times.mean()) == pytest.approx(0.5, abs=0.03) and float(times.std()) > 0.25
     assert torch.equal(later, same)
     torch.testing.assert_close((later_times - times).abs(), torch.full_like(times, 0.05))
+
+
+def test_surfaces_are_compared_with_what_is_beside_them(monkeypatch):
+    """Where rays end, at their times; rays that meet nothing do not count, and nothing is moved."""
+    fitted, batch = system(loss={"lambda_rgb": 1.0, "lambda_tv_surface": 1.0}), batch_of(40)
+    depth = torch.linspace(2.6, 3.2, 40).requires_grad_()
+    opacity = torch.full((40,), 0.8)
+    opacity[::2] = 0.4
+    ends = batch["rays_o"] + batch["rays_d"] * (depth.detach() / opacity)[:, None]
+    depth_of_rays = (depth * 1.0).view(40, 1, 1, 1)
+    seen = []
+
+    def values(points, times, viewdirs):
+        seen.append((points, times, viewdirs))
+        brightness = 0.1 * len(seen) + 0 * points
+        return torch.full_like(points[:, :1], 0.5), brightness.requires_grad_()
+
+    monkeypatch.setattr(fitted, "_opacity_and_colour", values)
+    out = {"opacity": opacity.view(40, 1, 1, 1), "depth": depth_of_rays}
+    loss = fitted._surface_variation(batch, out)
+    (points, times, dirs), (beside, same, _) = seen
+    order = times.argsort()
+    assert torch.equal(times[order], batch["frame_times"]) and torch.equal(times, same)
+    torch.testing.assert_close(points[order], ends.clamp(-1, 1))
+    torch.testing.assert_close(dirs[order], batch["rays_d"])
+    assert 0.01 < float((beside - points).abs().max()) <= 0.02 + 1e-6
+    # Twenty pairs, each of a weight of a quarter, that differ by 0.1.
+    assert float(loss.detach()) == pytest.approx(0.1)
+    loss.backward()
+    assert depth.grad is None
 
 
 def test_empty_space_has_no_colour_and_a_solid_is_as_good_as_a_denser_one(monkeypatch):
