@@ -130,8 +130,9 @@ def test_surfaces_are_compared_with_what_is_beside_them(monkeypatch):
 
     def values(points, times, viewdirs):
         seen.append((points, times, viewdirs))
-        brightness = 0.1 * len(seen) + 0 * points
-        return torch.full_like(points[:, :1], 0.5), brightness.requires_grad_()
+        beside, later = len(seen) > 1, times[:, None]
+        alphas = 0.2 + 0.4 * later if beside else torch.full_like(later, 0.5)
+        return alphas, (later * beside + 0 * points).requires_grad_()
 
     monkeypatch.setattr(fitted, "_opacity_and_colour", values)
     out = {"opacity": opacity.view(40, 1, 1, 1), "depth": depth_of_rays}
@@ -142,8 +143,10 @@ def test_surfaces_are_compared_with_what_is_beside_them(monkeypatch):
     torch.testing.assert_close(points[order], ends.clamp(-1, 1))
     torch.testing.assert_close(dirs[order], batch["rays_d"])
     assert 0.01 < float((beside - points).abs().max()) <= 0.02 + 1e-6
-    # Twenty pairs, each of a weight of a quarter, that differ by 0.1.
-    assert float(loss.detach()) == pytest.approx(0.1)
+    # Twenty pairs, which differ by their time, and each is as solid as both of its places.
+    hits = batch["frame_times"][1::2]
+    weights = 0.5 * (0.2 + 0.4 * hits)
+    assert float(loss.detach()) == pytest.approx(float((weights * hits).sum() / weights.sum()))
     loss.backward()
     assert depth.grad is None
 
