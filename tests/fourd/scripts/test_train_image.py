@@ -227,6 +227,7 @@ def test_the_ordinary_loaders_read_the_export(trainer, source, vae, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_is_cut_ends_where_a_whole_one_does(tmp_path, monkeypatch, knowledge):
     monkeypatch.setattr(train_image, "WARM_STEPS", 1)
+    monkeypatch.setattr(train_image, "SIGHT_STEPS", 1)
     work = ["--work", str(tmp_path)]
     assert render_main([*work, "--single", "1", "--pair", "1"]) == 0
     flags = [*work, "--groups", "1", "--warmup-steps", "1", "--decay-steps", "1", "--steps", "3"]
