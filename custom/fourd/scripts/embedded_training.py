@@ -117,7 +117,7 @@ class Trainer:
         )
         self.rate, self.ema_decay, self.timestep_power = rate, ema_decay, timestep_power
         self.complete, self.text_loss = complete, text_loss
-        self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
+        self.restart_average()
         self.step_count = 0
 
     def encode(self, captions: list[str]) -> Tensor:
@@ -189,6 +189,10 @@ class Trainer:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def restart_average(self) -> None:
+        """Begin the running averages at the weights as they are, such as after they were loaded."""
+        self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
+
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.ema_decay, (1 + self.step_count) / (10 + self.step_count))
@@ -225,7 +229,7 @@ class Trainer:
             wider[:, : weights[first].shape[1]] = weights[first]
             weights = {**weights, first: wider}
         self.unet.load_state_dict(weights)
-        self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
+        self.restart_average()
 
     def state(self) -> dict:
         return {

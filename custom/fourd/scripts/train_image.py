@@ -11,9 +11,8 @@ cameras look like; what that is told by its class vector is first taught to the 
     python -m custom.fourd.scripts.train_image --work outputs/assets --steps 6000 --export
 
 `--from-asset` starts from the committed image model instead, with a new teacher, which first finds
-codes that this model hears. Kill it at any
-time; the same command resumes. A CUDA device is used where there is one; on a CPU use one process
-with one thread per core, as for `train_multiview`.
+codes that this model hears. Kill it at any time; the same command resumes. A CUDA device is used
+where there is one; on a CPU use one process with one thread per core, as for `train_multiview`.
 """
 
 from __future__ import annotations
@@ -171,7 +170,7 @@ class ImageTrainer(Trainer):
         set_layer_contexts(self.unet)
         vision = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder").float()
         self.vision.load_state_dict(vision.state_dict())
-        self.ema = {name: value.clone() for name, value in self.modules.state_dict().items()}
+        self.restart_average()
 
 
 class VideoKnowledge:
@@ -253,7 +252,7 @@ def warm_up(trainer: ImageTrainer, source: PairSource, folder: Path, steps: int)
     bias = trainer.unet.time_embedding.linear_2.bias
     bias.data.add_(mean)
     trainer.most_noise = MOST_NOISE
-    trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+    trainer.restart_average()
 
 
 def teach_sight(
@@ -298,7 +297,7 @@ def teach_sight(
     with torch.no_grad():
         resampler.norm_out.weight.mul_(TOKEN_GAIN)
         resampler.norm_out.bias.mul_(TOKEN_GAIN)
-    trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+    trainer.restart_average()
 
 
 def find_codes(trainer: ImageTrainer, source: PairSource, steps: int) -> None:
@@ -326,7 +325,7 @@ def find_codes(trainer: ImageTrainer, source: PairSource, steps: int) -> None:
     for parameter in others:
         parameter.requires_grad_(True)
     trainer.most_noise = MOST_NOISE
-    trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+    trainer.restart_average()
 
 
 def _optimizers(parts: torch.nn.Module, rate: float) -> tuple[torch.optim.Optimizer, ...]:

@@ -188,7 +188,7 @@ def test_the_ordinary_loaders_read_the_export(trainer, source, vae, tmp_path):
     for parameter in trainer.unet.parameters():
         if parameter.ndim == 2:
             parameter.data.add_(0.02)
-    trainer.ema = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
+    trainer.restart_average()
     folder = export_image(trainer, vae, {"seed": 0, "steps": 0, "loss": None}, tmp_path)
     assert json.loads((folder / "image.json").read_text()) == IMAGE_FACTS
     dtypes = {value.dtype for value in load_file(folder / ADAPTER_FILE).values()}
